@@ -1,0 +1,136 @@
+"""`paramsmith merge`: models and options, or a recipe, into one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paramsmith.errors import InvalidInput, printable
+
+from .merge_options import PREFIX, MergeCommand, given_parameters
+from .output import json_option, show_json, show_warning, size_text, wants_json
+
+if TYPE_CHECKING:
+    from paramsmith.merge import MergeReport, RunOptions
+    from paramsmith.recipe import ModelEntry, Recipe
+
+RECIPE_FLAGS = ("method", "base", "missing", "dtype", "out_dtype", "shard_size", "seed")
+
+
+@click.command("merge", cls=MergeCommand, short_help="Merge checkpoints into one.")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL... | RECIPE.yaml")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the result goes.")
+@click.option("--method", metavar="NAME", help="Merge method, linear unless told; see: paramsmith methods.")
+@click.option("--base", metavar="MODEL", help="The model the others were tuned from.")
+@click.option("--missing", type=click.Choice(["error", "base", "skip"]), help="Tensors that not all models have.")
+@click.option("--dtype", metavar="DTYPE", help="Type the models are read as.")
+@click.option("--out-dtype", metavar="DTYPE", help="Type of the result.")
+@click.option("--shard-size", metavar="SIZE", help="Most bytes of one output file: 5GB, 500MB.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of methods that draw random numbers.")
+@click.option("--memory", metavar="SIZE", help="Most memory the run may hold: 2GB.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.")
+@click.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+@click.option("--strict", is_flag=True, help="Make warnings errors.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
+@json_option
+def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: bool, **options: object) -> None:
+    """Merge MODELs into one checkpoint, or run a RECIPE.
+
+    \b
+    paramsmith merge A B -o OUT --weight 0.3,0.7
+    paramsmith merge A B -o OUT --method ties --base BASE --density 0.2
+    paramsmith merge recipe.yaml -o OUT --density 0.3     options override the recipe
+    """
+    recipe = _recipe(models, options)
+    if output is None and not dry_run:
+        raise InvalidInput("no output given", "add -o OUT, or --dry-run to see the plan")
+    from paramsmith.merge import plan, run
+    from paramsmith.progress import bar
+
+    for warning in recipe.warnings:
+        show_warning(warning)
+    if dry_run:
+        planned = plan(recipe, output or Path("merged"), _run_options(options))
+        show_json(planned.to_json()) if wants_json() else click.echo(planned.describe())
+        return
+    with bar(not quiet) as progress:
+        report = run(recipe, output or Path("merged"), _run_options(options, progress))
+    _show(report, len(recipe.models), quiet)
+
+
+def _recipe(models: tuple[str, ...], options: Mapping[str, object]) -> Recipe:
+    """What to merge: the recipe with the flags laid over it, or the models with the flags."""
+    from paramsmith.recipe import ModelEntry, Recipe, load_recipe
+    from paramsmith.recipe_schema import reference_problem
+
+    _check_words(options)
+    flags = {key: options[key] for key in RECIPE_FLAGS if options.get(key) is not None}
+    parameters = {key: value for key, value in options.items() if key.startswith(PREFIX)}
+    recipes = [m for m in models if m.lower().endswith((".yaml", ".yml"))]
+    if recipes and len(models) > 1:
+        raise InvalidInput(f"{printable(recipes[0])} is a recipe, which names its models itself", "give it alone")
+    for model in [*models, *([str(flags["base"])] if "base" in flags else [])]:
+        wrong = reference_problem(model)
+        if wrong:
+            raise InvalidInput(wrong, "give a local folder or a .safetensors file")
+    if recipes:
+        recipe = load_recipe(Path(recipes[0]))
+    else:
+        recipe = Recipe(method="linear", models=tuple(ModelEntry(model=m) for m in models))
+    given = given_parameters(str(flags.get("method", recipe.method)), parameters)
+    return _overridden(recipe, flags, given)
+
+
+def _check_words(options: Mapping[str, object]) -> None:
+    """Words that have a grammar of their own."""
+    from paramsmith.device import parse_bytes
+    from paramsmith.dtypes import parse_dtype
+
+    for key, parse in (("dtype", parse_dtype), ("out_dtype", parse_dtype), ("shard_size", parse_bytes)):
+        if options.get(key) is not None:
+            parse(str(options[key]))
+
+
+def _overridden(recipe: Recipe, flags: Mapping[str, object], given: Mapping[str, object]) -> Recipe:
+    """A flag beats the recipe everywhere, so what it sets must go from the entries, which would beat the root."""
+
+    def freed(entry: ModelEntry) -> ModelEntry:
+        kept = {name: value for name, value in entry.parameters.items() if name not in given}
+        return entry.model_copy(update={"parameters": kept})
+
+    def freed_slice(part: Slice) -> Slice:
+        kept = {name: value for name, value in part.parameters.items() if name not in given}
+        return part.model_copy(update={"parameters": kept, "sources": tuple(freed(s) for s in part.sources)})
+
+    from paramsmith.recipe import Slice
+
+    slices = recipe.slices and tuple(freed_slice(part) for part in recipe.slices)
+    models, parameters = tuple(map(freed, recipe.models)), {**recipe.parameters, **given}
+    return recipe.model_copy(update={**flags, "models": models, "slices": slices, "parameters": parameters})
+
+
+def _run_options(options: Mapping[str, object], progress: object = None) -> RunOptions:
+    from paramsmith.merge import RunOptions
+
+    names = ("memory", "device", "threads", "compile", "strict", "force")
+    named = {name: options[name] for name in names if options[name] is not None}
+    return RunOptions(**named, progress=progress)  # type: ignore[arg-type]
+
+
+def _show(report: MergeReport, models: int, quiet: bool) -> None:
+    if wants_json():
+        return show_json(report.to_json())
+    for warning in report.warnings:
+        show_warning(warning)
+    if not quiet:
+        nbytes = report.plan.bytes_written
+        speed = f"{size_text(nbytes / max(report.seconds, 1e-9))}/s"
+        told = f"{size_text(nbytes)} from {models} models in {report.seconds:.1f} s, {speed}, {report.path}"
+        click.echo(f"{printable(report.output, 2000)}: {told}")
+    return None

@@ -1,0 +1,7 @@
+"""Merging: a list of checkpoints becomes one. `merge` takes folders, `merge_state_dicts` takes dicts in memory."""
+
+from __future__ import annotations
+
+from .api import MergeReport, RunOptions, merge, merge_state_dicts, plan, run
+
+__all__ = ["MergeReport", "RunOptions", "merge", "merge_state_dicts", "plan", "run"]

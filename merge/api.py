@@ -1,0 +1,212 @@
+"""The functions a caller uses: merge, run, plan, merge_state_dicts. The command line calls the same ones."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from paramsmith.checkpoint import Checkpoint
+from paramsmith.device import DEFAULT_MEMORY, parse_bytes
+from paramsmith.errors import Failed, InvalidInput, printable
+from paramsmith.plan import Plan
+from paramsmith.recipe import ModelEntry, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .job import Job
+    from .passes import Setup
+
+Compile = Literal["auto", "always", "never"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a merge; none of it changes what is asked for."""
+
+    memory: str | int | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    compile: Compile = "auto"
+    block: int | None = None
+    force: bool = False
+    strict: bool = False
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did."""
+
+    output: Path
+    plan: Plan
+    warnings: tuple[str, ...]
+    seconds: float
+
+    @property
+    def path(self) -> str:
+        """"compiled" or "eager": how the arithmetic was done."""
+        return self.plan.path
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data."""
+        told = {"output": str(self.output), "seconds": self.seconds, "warnings": list(self.warnings)}
+        return {**told, "plan": self.plan.to_json()}
+
+
+def merge(
+    models: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    method: str = "linear",
+    missing: Literal["error", "base", "skip"] = "error",
+    dtype: str | None = None,
+    out_dtype: str | None = None,
+    shard_size: str | int | None = None,
+    seed: int = 0,
+    memory: str | int | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    compile: Compile = "auto",
+    block: int | None = None,
+    force: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+    **parameters: object,
+) -> MergeReport:
+    """Merge checkpoints into one, written to `output` (a folder, or one .safetensors file).
+
+    Arguments are named as the flags of `paramsmith merge`. `parameters` are the method's own: one value, a list of one
+    a model, or the other forms of `paramsmith.params`. Raises InvalidInput, Refused or Failed.
+    """
+    recipe = Recipe(
+        method=method,
+        models=tuple(ModelEntry(model=os.fspath(m)) for m in models),
+        base=os.fspath(base) if base is not None else None,
+        parameters=dict(parameters),
+        missing=missing,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        shard_size=shard_size,
+        seed=seed,
+    )
+    options = RunOptions(memory, device, threads, compile, block, force, strict, progress)
+    return run(recipe, output, options)
+
+
+def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | None = None) -> MergeReport:
+    """Run a recipe."""
+    from paramsmith.staging import Writer
+
+    from .engine import job_key, run_job
+    from .outcome import layout_of, write_companions
+    from .setup import make_plan, prepare_setup
+
+    options, target, started = options or RunOptions(), Path(output), time.perf_counter()
+    with ExitStack() as stack:
+        job = _opened(recipe, stack)
+        _check_apart(target, job)
+        setup, why = prepare_setup(job, options)
+        plan = make_plan(job, setup, why)
+        _strictly(job.warnings, options)
+        layout = layout_of(job, target)
+        writer = stack.enter_context(Writer(target, layout, job_key(job, setup.compiled), force=options.force))
+        warnings = (*recipe.warnings, *job.warnings, *run_job(job, setup, writer, options.progress))
+        for model in (*job.models, *([job.base] if job.base else [])):
+            model.check_unchanged()
+        _strictly(warnings, options)
+        write_companions(job, writer, target)
+        writer.publish()
+    return MergeReport(target, plan, warnings, time.perf_counter() - started)
+
+
+def plan(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | None = None) -> Plan:
+    """What running a recipe will read, write and take; from headers alone, and nothing is written."""
+    from .setup import make_plan, prepare_setup
+
+    options = options or RunOptions()
+    with ExitStack() as stack:
+        job = _opened(recipe, stack)
+        _check_apart(Path(output), job)
+        setup, why = prepare_setup(job, options)
+        made = make_plan(job, setup, why)
+    return replace(made, warnings=(*recipe.warnings, *job.warnings))
+
+
+def merge_state_dicts(
+    models: Sequence[Mapping[str, Tensor]],
+    *,
+    base: Mapping[str, Tensor] | None = None,
+    method: str = "linear",
+    missing: Literal["error", "base", "skip"] = "error",
+    dtype: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int | None = None,
+    compile: Compile = "never",
+    block: int | None = None,
+    **parameters: object,
+) -> dict[str, Tensor]:
+    """Merge dicts of tensors in memory, by the same engine; the result is on the CPU.
+
+    >>> import torch
+    >>> merge_state_dicts([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weight=[1, 3])["w"].tolist()
+    [0.75, 0.75]
+    """
+    from paramsmith.memory import MemorySink, StateDict
+
+    from .engine import run_job
+    from .job import prepare
+    from .setup import prepare_setup
+
+    labels = tuple(ModelEntry(model=f"model {i + 1}") for i in range(len(models)))
+    recipe = Recipe(
+        method=method, models=labels, parameters=dict(parameters), missing=missing, dtype=dtype, seed=seed
+    )
+    held = [StateDict(m, e.model) for m, e in zip(models, labels, strict=True)]
+    job = prepare(recipe, held, None if base is None else StateDict(base, "the base"))
+    setup, _ = prepare_setup(
+        job, RunOptions(memory=1 << 40, device=device, threads=threads, compile=compile, block=block)
+    )
+    sink = MemorySink(task.spec for task in job.tasks)
+    run_job(job, setup, sink, None)
+    tied = {a: n for a, n in job.reference.aliases.items() if a not in sink.tensors and n in sink.tensors}
+    return sink.tensors | {alias: sink.tensors[name] for alias, name in tied.items()}
+
+
+def _opened(recipe: Recipe, stack: ExitStack) -> Job:
+    from .job import prepare
+
+    listed = [e.model for e in recipe.models]
+    listed += [s.model for part in recipe.slices or () for s in part.sources if s.model not in listed]
+    unique = list(dict.fromkeys(listed)) if recipe.slices else listed
+    base = stack.enter_context(Checkpoint.open(recipe.base)) if recipe.base else None
+    return prepare(recipe, [stack.enter_context(Checkpoint.open(m)) for m in unique], base)
+
+
+def _check_apart(target: Path, job: Job) -> None:
+    """The output must not lie in an input, nor an input in the output."""
+    place = target.resolve()
+    for model in (*job.models, *([job.base] if job.base else [])):
+        home = Path(model.label).resolve()
+        if place == home or home in place.parents or place in home.parents:
+            fact = f"the output {printable(target)} and the input {printable(model.label)} lie in one another"
+            raise InvalidInput(fact, "write to a folder of its own")
+
+
+def _strictly(warnings: Sequence[str], options: RunOptions) -> None:
+    if options.strict and warnings:
+        more = f" (and {len(warnings) - 1} more warnings)" if len(warnings) > 1 else ""
+        raise Failed(f"{warnings[0]}{more}", "warnings are errors under --strict")
+
+
+def memory_of(options: RunOptions) -> int:
+    """The memory budget in bytes."""
+    return DEFAULT_MEMORY if options.memory is None else parse_bytes(options.memory)

@@ -1,0 +1,61 @@
+"""PCB-Merging as the paper's equations have it, which none of the authors' programs follows; see pcb.py.
+
+b_i = softmax(N Norm(d_i d_i)) * sum_j softmax(Norm(d_i d_j)), softmax and the min-max Norm over the whole model;
+weights Norm(m_i b_i), m_i the share of largest scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from paramsmith.ops import keep, or_one
+from paramsmith.params import Params, Resolved
+from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum
+
+
+def products(deltas: Tensor) -> Tensor:
+    """d_i d_j of every pair, i major: (models, n) -> (models**2, n)."""
+    return torch.cat([deltas[i : i + 1] * deltas for i in range(len(deltas))])
+
+
+def exponentials(deltas: Tensor, seen: Seen, p: Resolved[Params]) -> Tensor:
+    """exp(N Norm(d_i d_i)), then exp(Norm(d_i d_j)): (models + models**2, n)."""
+    low, high = seen["ends"][:, :1], seen["ends"][:, 1:]
+    norm = (products(deltas) - low) / or_one(high - low)
+    return torch.exp(torch.cat([len(deltas) * norm[:: len(deltas) + 1], norm]))
+
+
+def scores(deltas: Tensor, seen: Seen, p: Resolved[Params]) -> Tensor:
+    """The scores b_i: (models, n)."""
+    count = len(deltas)
+    soft = exponentials(deltas, seen, p) / seen["totals"].to(deltas.dtype)
+    return soft[:count] * soft[count:].unflatten(0, (count, count)).sum(1)
+
+
+SURVEYS = (
+    Extremes("ends", lambda deltas, seen, p: products(deltas)),
+    Sum("totals", exponentials, lambda totals, p: totals[:, None], scope="model"),
+)
+
+
+def cut(ranks: Callable[[int, Resolved[Params]], Sequence[Sequence[int]]]) -> OrderStatistic:
+    """The threshold and the largest of each model's scores."""
+    return OrderStatistic("cut", scores, ranks, notes=idle)
+
+
+def idle(bounds: Tensor) -> Mapping[int, str]:
+    """Models whose scores are all equal: they cannot compete."""
+    ends = enumerate(bounds.tolist())
+    return {i: "its task vector is zero or constant: skipped" for i, (least, most) in ends if least == most}
+
+
+def weights(deltas: Tensor, seen: Seen) -> Tensor:
+    """Norm(m_i b_i), 0 for a model whose task vector is zero: (models, n)."""
+    least, most = seen["cut"][:, :1], seen["cut"][:, 1:]
+    ends = seen["ends"][:: len(deltas) + 1]
+    score = scores(deltas, seen, Resolved(Params(), {}, {}))
+    alive = torch.sign(ends[:, 1:] - ends[:, :1])
+    return alive * keep(score >= least, score) / or_one(most)

@@ -1,0 +1,84 @@
+"""From what the recipe says to the values at one tensor: model entry, then slice, then recipe, then default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from paramsmith.errors import InvalidInput, printable
+from paramsmith.params import Layer, Params, Setting, validated
+from paramsmith.recipe import Recipe
+from paramsmith.registry import MergeMethod
+
+# {varying parameter: one value a model, or one}; hashable, as tensors with the same values share blocks
+Numbers: TypeAlias = tuple[tuple[str, tuple[float, ...]], ...]
+
+
+class Scopes:
+    """The parameters of one list of models: the models of a recipe, or the sources of one slice."""
+
+    def __init__(
+        self, method: MergeMethod, recipe: Recipe, entries: Sequence[Mapping[str, object]], inner: Mapping[str, object]
+    ) -> None:
+        self.method = method
+        self.models = len(entries)
+        names = {(f.alias or n): n for n, f in method.params.model_fields.items()}
+        self.options = validated(method.params, recipe.parameters, method.name)
+        scopes = [validated(method.params, s, method.name) for s in (inner, recipe.parameters)]
+        own = [validated(method.params, entry, method.name) for entry in entries]
+        self._chains: dict[str, list[list[Setting[float]]]] = {}
+        for name, kind in method.params.settings().items():
+            said = [s for s, plain in zip(scopes, (inner, recipe.parameters), strict=True) if _says(plain, name, names)]
+            default = method.params()
+            common = [getattr(scope, name) for scope in (*said, default)]
+            self._check_width(name, kind, common)
+            mine = [[getattr(o, name)] if _says(e, name, names) else [] for o, e in zip(own, entries, strict=True)]
+            self._chains[name] = [m + common for m in mine] if kind == "model" else [common]
+        self._checked: set[Numbers] = set()
+
+    def _check_width(self, name: str, kind: str, settings: Sequence[Setting[float]]) -> None:
+        shown = self.method.params.model_fields[name].alias or name
+        for setting in settings:
+            width = len(setting.models)
+            if kind == "tensor" and width > 1:
+                hint = "for values over the layers write a gradient: 0..0.5..1, in a recipe {gradient: [0, 0.5, 1]}"
+                raise InvalidInput(f"{shown} takes one value, not {width}", hint)
+            if width not in (1, self.models):
+                fact = f"{shown} has {width} values for {self.models} models"
+                raise InvalidInput(fact, "give one value, or one a model in model order; the base is not counted")
+
+    def at(self, name: str, layer: Layer | None) -> Numbers:
+        """The values at one tensor; InvalidInput when the method cannot use them together."""
+        numbers = tuple(
+            (field, tuple(_first(chain, model, name, layer) for model, chain in enumerate(chains)))
+            for field, chains in self._chains.items()
+        )
+        if numbers not in self._checked:
+            try:
+                self.options.check(dict(numbers))
+            except ValueError as problem:
+                place = f" at {printable(name)}" if self._checked else ""
+                fact, _, hint = str(problem).partition("; ")
+                raise InvalidInput(f"{self.method.name}{place}: {fact}", hint) from None
+            self._checked.add(numbers)
+        return numbers
+
+
+def _says(plain: Mapping[str, object], name: str, names: Mapping[str, str]) -> bool:
+    return any(names.get(key, key) == name for key in plain)
+
+
+def _first(chain: Sequence[Setting[float]], model: int, name: str, layer: Layer | None) -> float:
+    values = (setting.at(model, name, layer) for setting in chain)
+    return next(value for value in values if value is not None)
+
+
+def constant(tasks: Sequence[Numbers], method: MergeMethod, options: Params) -> Numbers:
+    """The values a survey of the whole model may use: those that are the same at every tensor."""
+    first = tasks[0]
+    for numbers in tasks:
+        if numbers != first:
+            named = next(a[0] for a, b in zip(first, numbers, strict=True) if a != b).rstrip("_")
+            fact = f"{method.name} looks at the whole model at once, so {named} cannot vary from tensor to tensor"
+            raise InvalidInput(fact, "give it one value a model, or a flavour that works tensor by tensor")
+    return first

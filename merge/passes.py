@@ -1,0 +1,265 @@
+"""One pass over blocks: which program runs on a block, with which inputs, and the workers that run it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramsmith import kernels
+from paramsmith.blocks import CUT, Block
+from paramsmith.dtypes import torch_dtype
+from paramsmith.kernels import Kernel
+from paramsmith.order import Floats
+from paramsmith.params import Resolved
+from paramsmith.stream import Scratch, read_block, run_workers
+from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum, Survey
+
+from .job import Job, MergeTask
+from .parameters import Numbers, constant
+from .programs import BlockProgram, Kind, Spec, as_plain, buffers, program, torch_named
+
+T = TypeVar("T")
+BUILDER = "paramsmith.merge.programs"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a job is run: where, by how many, in what cuts, and whether compiled."""
+
+    device: torch.device
+    threads: int
+    block: int
+    eager_block: int
+    compiled: bool
+
+
+class Runner:
+    """Runs passes of one job, and keeps what its surveys found."""
+
+    def __init__(self, job: Job, setup: Setup, advance: Callable[[int], None]) -> None:
+        self.job, self.setup, self.advance = job, setup, advance
+        self.wide = torch_named(job.wide)
+        self.numpy_wide = np.dtype(job.wide)
+        self.block = setup.block if setup.compiled else setup.eager_block
+        self.eager_block = setup.eager_block
+        self.values: dict[str, dict[str, Tensor]] = {}  # {survey: {"" or tensor: value}}
+        self._kernels: dict[str, Kernel] = {}
+        self._numbers: dict[Numbers, list[Tensor]] = {}
+
+    @property
+    def packable(self) -> bool:
+        """Whether blocks of several tensors share all their inputs."""
+        return not self.job.method.random and all(set(v) == {""} for v in self.values.values())
+
+    def group(self, task: MergeTask) -> object:
+        """What tensors must have in common to share a block."""
+        return (tuple(p.dtype.code for p in task.sources), task.spec.dtype.code, task.numbers)
+
+    def raw_dtype(self, task: MergeTask) -> torch.dtype:
+        """The dtype a block is read as: what is stored, or the arithmetic's where the sources differ."""
+        first = task.sources[0].dtype
+        return torch_dtype(first) if all(p.dtype == first for p in task.sources) else self.wide
+
+    def over(
+        self,
+        items: Iterable[T],
+        survey: Survey | None,
+        kind: Kind | None,
+        work: Callable[[T, Pass, Scratch], None],
+        *,
+        ranks: int = 1,
+        terms: int = 1,
+    ) -> None:
+        """Let the workers do `work` on every item."""
+        run = Pass(self, kind or "order", survey, ranks, terms, compiled=self.setup.compiled and kind is not None)
+        run_workers(items, lambda item, scratch: work(item, run, scratch), self.setup.threads, self.setup.device)
+
+    def resolved(self, task: MergeTask) -> Resolved[Any]:
+        """The parameters at one tensor, as the surveys' own functions see them; the same at all for a whole model."""
+        numbers = dict(task.numbers)
+        return Resolved(self.job.options, {}, numbers)
+
+    def check_constant(self) -> None:
+        """InvalidInput when a survey of the whole model meets a parameter that varies from tensor to tensor."""
+        if any(s.scope == "model" for s in self.job.method.surveys(self.job.options)):
+            constant([t.numbers for t in merged(self.job)], self.job.method, self.job.options)
+
+    def terms(self, survey: Sum | Extremes) -> int:
+        """How many terms a survey's function gives, from one element of zeros."""
+        task = merged(self.job)[0]
+        rows = len(task.sources) - self.job.deltas
+        uniform = (lambda: torch.zeros(rows, 1, dtype=torch.float32)) if self.job.method.random else None
+        seen = {name: torch.zeros(shape, dtype=self.wide) for name, shape in self.shapes(survey.name).items()}
+        p = Resolved(self.job.options, self._as_tensors(task.numbers, torch.device("cpu")), dict(task.numbers))
+        return len(survey.of(torch.zeros(rows, 1, dtype=self.wide), Seen(seen, uniform), p))
+
+    def shapes(self, before: str = "") -> dict[str, tuple[int, ...]]:
+        """The shapes of the surveys' values, up to the one named."""
+        found: dict[str, tuple[int, ...]] = {}
+        task = merged(self.job)[0]
+        rows = len(task.sources) - self.job.deltas
+        for survey in self.job.method.surveys(self.job.options):
+            if survey.name == before:
+                break
+            if isinstance(survey, OrderStatistic):
+                found[survey.name] = (rows, len(survey.ranks(2, self.resolved(task))[0]))
+            elif isinstance(survey, Extremes):
+                found[survey.name] = (self.terms(survey), 2)
+            else:
+                zeros = torch.zeros(self.terms(survey), dtype=torch.float64)
+                found[survey.name] = tuple(survey.then(zeros, self.resolved(task)).shape)
+        return found
+
+    def spec(self, kind: Kind, survey: Survey | None, task: MergeTask, ranks: int = 1, terms: int = 1) -> Spec:
+        """What shapes the program for a tensor in a pass."""
+        raw = self.raw_dtype(task)
+        shapes = self.shapes(survey.name if survey else "")
+        return Spec(
+            kind,
+            survey.name if survey else "",
+            self.job.method.name,
+            {k: v for k, v in self.job.recipe.parameters.items() if k not in dict(self._settings())},
+            len(task.sources),
+            str(raw).removeprefix("torch."),
+            self.job.wide,
+            str(torch_dtype(task.spec.dtype)).removeprefix("torch.") if kind == "output" else self.job.wide,
+            self.job.deltas,
+            {name: len(values) for name, values in task.numbers},
+            {name: (shape, self.job.wide) for name, shape in shapes.items()},
+            ranks,
+            terms,
+        )
+
+    def _settings(self) -> Iterable[tuple[str, str]]:
+        fields = self.job.method.params.model_fields
+        for name, kind in self.job.method.params.settings().items():
+            yield fields[name].alias or name, kind
+            yield name, kind
+
+    def prepare_kernels(self) -> None:
+        """Compile, side by side, every kernel the job will need and the cache does not hold."""
+        wanted: dict[Path, Mapping[str, object]] = {}
+        for task in {self.group(t): t for t in merged(self.job)}.values():
+            for kind, survey, ranks, terms in self._stages(task):
+                spec = self.spec(kind, survey, task, ranks, terms)
+                wanted[self._kernel_path(spec)] = as_plain(spec)
+        kernels.build(wanted, BUILDER, self.setup.threads)
+
+    def _stages(self, task: MergeTask) -> Iterable[tuple[Kind, Survey | None, int, int]]:
+        for survey in self.job.method.surveys(self.job.options):
+            if isinstance(survey, OrderStatistic):
+                yield "order", survey, len(survey.ranks(2, self.resolved(task))[0]), 1
+            else:
+                yield ("sum" if isinstance(survey, Sum) else "extremes"), survey, 1, self.terms(survey)
+        yield "output", None, 1, 1
+
+    def _kernel_path(self, spec: Spec) -> Path:
+        return kernels.kernel_path(as_plain(spec), _code(self.job.method.function.__module__))
+
+    def kernel(self, spec: Spec) -> Kernel:
+        """The compiled program of a spec."""
+        path = self._kernel_path(spec)
+        if str(path) not in self._kernels:
+            self._kernels[str(path)] = Kernel(path, self.setup.threads)
+        return self._kernels[str(path)]
+
+    def eager(self, spec: Spec) -> BlockProgram:
+        """The program of a spec as it is."""
+        return program(spec, self.job.method, self.job.options)
+
+    def inputs(self, block: Block[MergeTask], survey: Survey | None, scratch: Scratch) -> list[Tensor]:
+        """The raw block and what a program takes after it."""
+        flat = [read_block(block, scratch, self.wide)]
+        flat += self._as_tensors(block.task.numbers, scratch.device).values()
+        for name, values in self.values.items():
+            if survey is not None and name == survey.name:
+                break
+            value = values.get("", values.get(block.task.spec.name))
+            flat.append(value)  # type: ignore[arg-type]
+        return [*flat, *self._random(block, scratch)] if self.job.method.random else flat
+
+    def _as_tensors(self, numbers: Numbers, device: torch.device) -> dict[str, Tensor]:
+        if numbers not in self._numbers:
+            kinds = self.job.method.params.settings()
+            made = [torch.tensor(v, dtype=self.wide, device=device) for _, v in numbers]
+            pairs = zip(made, numbers, strict=True)
+            self._numbers[numbers] = [m[:, None] if kinds[n] == "model" else m for m, (n, _) in pairs]
+        return dict(zip((name for name, _ in numbers), self._numbers[numbers], strict=True))
+
+    def _random(self, block: Block[MergeTask], scratch: Scratch) -> list[Tensor]:
+        span = block.spans[0]
+        rows = len(span.task.sources) - self.job.deltas
+        words = [_key(self.job.recipe.seed, span.task.spec.name, model, span.start >> 32) for model in range(rows)]
+        low = (span.start & 0xFFFFFFFF) - ((span.start & 0x80000000) << 1)  # as a signed 32-bit number
+        key = torch.from_numpy(np.array(words, dtype=np.int32)).to(scratch.device)
+        start = torch.tensor([low], dtype=torch.int32, device=scratch.device)
+        return [key, start, scratch.counting(block.count)]
+
+
+class Pass:
+    """One kind of program over blocks: call it with a block for the filled buffers."""
+
+    def __init__(
+        self, runner: Runner, kind: Kind, survey: Survey | None, ranks: int, terms: int, *, compiled: bool
+    ) -> None:
+        self.runner, self.kind, self.survey, self.ranks, self.terms = runner, kind, survey, ranks, terms
+        self.compiled = compiled
+        self._specs: dict[object, tuple[Spec, Callable[..., object]]] = {}
+
+    def __call__(self, block: Block[MergeTask], scratch: Scratch, *extra: Tensor) -> list[Tensor]:
+        """The buffers the program fills, on the device; they last until the next call with this scratch."""
+        spec, run = self._program(block)
+        given = [e.to(scratch.device) for e in extra]
+        filled = []
+        for i, (shape, dtype, _) in enumerate(buffers(spec, block.count)[len(given) :]):
+            filled.append(scratch.take(f"out {i}", shape, dtype))
+        run(*self.runner.inputs(block, self.survey, scratch), *given, *filled)
+        self.runner.advance(sum(p.dtype.itemsize for p in block.task.sources) * block.count)
+        return filled
+
+    def _program(self, block: Block[MergeTask]) -> tuple[Spec, Callable[..., object]]:
+        lone_rest = self.kind == "sum" and block.count % CUT != 0
+        key = (self.runner.group(block.task), lone_rest)
+        if key not in self._specs:
+            spec = self.runner.spec(self.kind, self.survey, block.task, self.ranks, self.terms)
+            compiled = self.compiled and not lone_rest
+            self._specs[key] = (spec, self.runner.kernel(spec) if compiled else self.runner.eager(spec))
+        return self._specs[key]
+
+
+def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scratch: Scratch) -> Floats:
+    """A block's scores (rows, n), by the eager program."""
+    rows, ranks = len(block.task.sources) - runner.job.deltas, 1
+    run = Pass(runner, "order", survey, ranks, 1, compiled=False)
+    ends = torch.full((rows, ranks), torch.inf, dtype=runner.wide)
+    return run(block, scratch, -ends, ends)[0].cpu().numpy().copy()
+
+
+def merged(job: Job) -> Sequence[MergeTask]:
+    """The tensors that need arithmetic."""
+    return [task for task in job.tasks if not task.copied and task.count]
+
+
+def _key(seed: int, name: str, model: int, page: int) -> tuple[int, int]:
+    digest = hashlib.blake2b(f"{seed}/{model}/{page}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(digest[4:], "little", signed=True)
+
+
+def _code(module: str) -> list[Path]:
+    """The files whose text decides what a kernel computes."""
+    import sys
+
+    from paramsmith import gram, ops
+
+    named = [sys.modules[module], ops, gram, sys.modules[BUILDER]]
+    folder = Path(str(named[0].__file__)).parent
+    return [*(Path(str(m.__file__)) for m in named[1:]), *sorted(folder.glob("*.py"))]
+
+

@@ -1,0 +1,129 @@
+"""Decide how a job is run: device, workers, cuts, compiled or eager; within the memory budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paramsmith import kernels
+from paramsmith.blocks import CUT
+from paramsmith.device import pick_device, pick_threads, resident_memory
+from paramsmith.errors import InvalidInput, Refused
+from paramsmith.plan import Plan, readable
+from paramsmith.surveys import OrderStatistic
+
+from .engine import total_bytes
+from .job import Job
+from .passes import Setup, merged
+
+if TYPE_CHECKING:
+    import torch
+
+    from .api import RunOptions
+
+# Blocks, in elements: what measured best; compiled and eager on the CPU, and on a GPU.
+COMPILED, EAGER, GPU = 1 << 18, 1 << 16, 1 << 23
+SMALLEST = 1 << 10
+# Compiling pays from here on: bytes to read, over all passes.
+WORTHWHILE = 2_000_000_000
+# What the interpreter, headers and the journal may still take after the plan is made.
+SLACK = 24_000_000
+# Bytes a second and thread, for the estimate of time only.
+SPEED = {"compiled": 1.6e9, "eager": 0.6e9}
+
+
+def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
+    """How to run the job, and why so."""
+    from .api import memory_of
+
+    device = pick_device(options.device)
+    threads = pick_threads(options.threads)
+    budget = memory_of(options)
+    compiled, why = _compiled(job, options, device, budget, threads)
+    most = options.block or (GPU if device.type == "cuda" else COMPILED if compiled else EAGER)
+    if options.block is not None and (options.block < CUT or options.block % CUT):
+        raise InvalidInput(f"a block of {options.block} elements", f"a multiple of {CUT:,}")
+    if device.type == "cuda":
+        return Setup(device, threads, most, most, False), why
+    size = _fitting(job, budget, threads, most, compiled)
+    eager = min(options.block or EAGER, _fitting(job, budget, threads, options.block or EAGER, False))
+    return Setup(device, threads, size, eager, compiled), why
+
+
+def _compiled(
+    job: Job, options: RunOptions, device: torch.device, budget: int, threads: int
+) -> tuple[bool, str]:
+    if options.compile == "never":
+        return False, "as asked"
+    if device.type != "cpu":
+        return False, "kernels are compiled for the CPU only"
+    if not merged(job):
+        return False, "nothing to compute"
+    lacking = kernels.compiler_missing()
+    if lacking:
+        if options.compile == "always":
+            raise InvalidInput(f"--compile always: {lacking}", "install g++, or leave --compile at auto")
+        return False, lacking
+    if options.compile == "always":
+        return True, "as asked"
+    if total_bytes(job) < WORTHWHILE:
+        return False, "small job"
+    if _left(budget) < threads * _per_element(job, True) * CUT:
+        return False, "tight budget"
+    return True, "large job"
+
+
+def _left(budget: int) -> int:
+    return budget - resident_memory() - SLACK
+
+
+def _per_element(job: Job, compiled: bool) -> int:
+    """Bytes of buffers and temporaries a worker needs for one element of a block."""
+    task = merged(job)[0] if merged(job) else None
+    if task is None:
+        return 16
+    wide = 8 if job.wide == "float64" else 4
+    sources, rows = len(task.sources), len(task.sources) - job.deltas
+    raw = max(sum(p.dtype.itemsize for p in t.sources) for t in merged(job)) + 8
+    survey = rows * (wide + 1) if any(isinstance(s, OrderStatistic) for s in job.method.surveys(job.options)) else 0
+    temporaries = 0 if compiled else wide * (sources + 6 * rows + 4)
+    return raw + survey + temporaries + (4 if job.method.random else 0)
+
+
+def _fitting(job: Job, budget: int, threads: int, most: int, compiled: bool) -> int:
+    """The largest block that fits the budget: a power of two below `most`, of whole canonical cuts where it can be."""
+    room = _left(budget) // (threads * _per_element(job, compiled))
+    size = most
+    while size > CUT and size > room:
+        size //= 2
+    if size > room:
+        least = threads * _per_element(job, compiled) * CUT + budget - _left(budget)
+        fact = f"a memory budget of {readable(budget)} is too small for {threads} threads"
+        raise Refused(fact, f"give --memory {readable(least * 1.05).replace(' ', '')} or more, or fewer --threads")
+    return size
+
+
+def make_plan(job: Job, setup: Setup, why: str) -> Plan:
+    """What the job will cost."""
+    surveys = job.method.surveys(job.options)
+    read, written = total_bytes(job), sum(task.spec.nbytes for task in job.tasks)
+    path = "compiled" if setup.compiled else "eager"
+    block = setup.block if setup.compiled else setup.eager_block
+    working = setup.threads * max(
+        _per_element(job, setup.compiled) * block, _per_element(job, False) * setup.eager_block if surveys else 0
+    )
+    return Plan(
+        tensors=len(job.tasks),
+        parameters=sum(task.count for task in job.tasks),
+        bytes_read=read,
+        bytes_written=written,
+        passes=1 + (len(surveys) if merged(job) else 0),
+        peak_memory=resident_memory() + SLACK + working,
+        disk_needed=written,
+        seconds=read / (SPEED[path] * setup.threads) + written / 1.5e9,
+        path=path,
+        why=why,
+        block=block,
+        threads=setup.threads,
+    )
+
+

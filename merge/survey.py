@@ -1,0 +1,167 @@
+"""Survey passes: the numbers a method needs about whole tensors or the whole model, found by streaming."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paramsmith.blocks import CUT, Block, cut, sample
+from paramsmith.order import Digits, Floats, Tally, bracket, sample_size
+from paramsmith.stream import Scratch
+from paramsmith.surveys import Extremes, OrderStatistic, Sum, Survey
+
+from .job import MergeTask
+from .passes import Pass, Runner, scores
+
+Sets = Mapping[str, Sequence[MergeTask]]  # the tensors a value is about: all of them under "", or one under its name
+
+
+def sets_of(survey: Survey, tasks: Sequence[MergeTask]) -> Sets:
+    """The whole model, or tensor by tensor."""
+    return {"": tasks} if survey.scope == "model" else {task.spec.name: [task] for task in tasks}
+
+
+def run_survey(survey: Survey, tasks: Sequence[MergeTask], runner: Runner) -> dict[str, Tensor]:
+    """The survey's value for every set of tensors."""
+    sets = sets_of(survey, tasks)
+    if isinstance(survey, Sum):
+        return _sums(survey, sets, runner)
+    if isinstance(survey, Extremes):
+        return _extremes(survey, sets, runner)
+    return _order_statistics(survey, sets, runner)
+
+
+def _blocks(sets: Sets, runner: Runner, size: int, align: int = 1) -> Iterator[tuple[str, Block[MergeTask]]]:
+    group = runner.group if align == 1 and runner.packable else None
+    for key, tasks in sets.items():
+        yield from ((key, block) for block in cut(tasks, size, group, align))
+
+
+def _sums(survey: Sum, sets: Sets, runner: Runner) -> dict[str, Tensor]:
+    totals: dict[str, NDArray[np.float64]] = {}
+    offsets: dict[tuple[str, str], int] = {}
+    terms = runner.terms(survey)
+    for key, tasks in sets.items():
+        cuts = 0
+        for task in tasks:
+            offsets[key, task.spec.name] = cuts
+            cuts += -(-task.count // CUT)
+        totals[key] = np.zeros((terms, cuts))
+
+    def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
+        key, block = item
+        (sums,) = run(block, scratch)
+        first = offsets[key, block.task.spec.name] + block.spans[0].start // CUT
+        totals[key][:, first : first + sums.shape[1]] = sums.cpu().numpy()
+
+    runner.over(_blocks(sets, runner, runner.block, CUT), survey, "sum", work, terms=terms)
+    values = {}
+    for key, tasks in sets.items():
+        # one fixed order of addition, whatever the blocks were
+        total = torch.from_numpy(totals[key].sum(axis=1))
+        values[key] = survey.then(total, runner.resolved(tasks[0]))
+    return values
+
+
+def _extremes(survey: Extremes, sets: Sets, runner: Runner) -> dict[str, Tensor]:
+    terms = runner.terms(survey)
+    ends = {key: torch.tensor([[math.inf, -math.inf]] * terms, dtype=runner.wide) for key in sets}
+    lock = threading.Lock()
+
+    def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
+        key, block = item
+        (seen,) = run(block, scratch)
+        seen = seen.cpu()
+        with lock:
+            mine = ends[key]
+            mine[:, 0], mine[:, 1] = torch.fmin(mine[:, 0], seen[:, 0]), torch.fmax(mine[:, 1], seen[:, 1])
+
+    runner.over(_blocks(sets, runner, runner.block), survey, "extremes", work, terms=terms)
+    return ends
+
+
+def _order_statistics(survey: OrderStatistic, sets: Sets, runner: Runner) -> dict[str, Tensor]:
+    counts = {key: sum(task.count for task in tasks) for key, tasks in sets.items()}
+    ranks = {key: survey.ranks(counts[key], runner.resolved(tasks[0])) for key, tasks in sets.items()}
+    tallies = _brackets(survey, sets, counts, ranks, runner)
+
+    def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
+        key, block = item
+        tally = tallies[key]
+        made, marks, below = run(block, scratch, torch.from_numpy(tally.low), torch.from_numpy(tally.high))
+        lines, marked = made.cpu().numpy(), marks.cpu().numpy()
+        inside = [line[np.flatnonzero(mark)] for line, mark in zip(lines, marked.view(np.bool_), strict=True)]
+        tally.add(below.cpu().numpy().astype(np.int64), inside)
+
+    width = len(next(iter(ranks.values()))[0])
+    runner.over(_blocks(sets, runner, runner.block), survey, "order", work, ranks=width)
+    found = {key: tallies[key].find(ranks[key]) for key in sets}
+    escaped = {key: tasks for key, tasks in sets.items() if found[key] is None}
+    found.update(_by_digits(survey, escaped, ranks, runner))
+    return {key: torch.from_numpy(value).to(runner.wide) for key, value in found.items() if value is not None}
+
+
+def _brackets(
+    survey: OrderStatistic,
+    sets: Sets,
+    counts: Mapping[str, int],
+    ranks: Mapping[str, Sequence[Sequence[int]]],
+    runner: Runner,
+) -> dict[str, Tally]:
+    """Brackets for the wanted ranks, from a sample of every large set."""
+    large = {key: tasks for key, tasks in sets.items() if sample_size(counts[key]) < counts[key]}
+    samples: dict[str, list[tuple[int, Floats]]] = {key: [] for key in large}
+
+    def blocks() -> Iterator[tuple[str, int, Block[MergeTask]]]:
+        for key, tasks in large.items():
+            groups: dict[object, list[MergeTask]] = {}
+            for task in tasks:
+                groups.setdefault(runner.group(task), []).append(task)
+            for group in groups.values():
+                wanted = sample_size(counts[key]) * sum(t.count for t in group) // counts[key]
+                for number, block in enumerate(sample(group, wanted, runner.eager_block)):
+                    yield key, number, block
+
+    def work(item: tuple[str, int, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
+        key, number, block = item
+        samples[key].append((number, scores(runner, survey, block, scratch)))
+
+    runner.over(blocks(), survey, None, work)
+    tallies = {}
+    for key in sets:
+        rows = len(ranks[key])
+        parts = [drawn for _, drawn in samples.get(key, ())]
+        drawn = np.concatenate(parts, axis=1) if parts else np.empty((rows, 0), runner.numpy_wide)
+        ends = np.array(
+            [[bracket(drawn[row], rank, counts[key]) for rank in wanted] for row, wanted in enumerate(ranks[key])],
+            dtype=runner.numpy_wide,
+        )  # (rows, ranks, 2)
+        tallies[key] = Tally(np.ascontiguousarray(ends[..., 0]), np.ascontiguousarray(ends[..., 1]))
+    return tallies
+
+
+def _by_digits(
+    survey: OrderStatistic, sets: Sets, ranks: Mapping[str, Sequence[Sequence[int]]], runner: Runner
+) -> dict[str, Floats]:
+    """The exact values where a bracket missed: two more passes for float32, four for float64."""
+    found: dict[str, Floats] = {}
+    for key, tasks in sets.items():
+        digits = Digits(ranks[key], np.dtype(runner.numpy_wide))
+
+        def work(
+            item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch, digits: Digits = digits
+        ) -> None:
+            digits.add(scores(runner, survey, item[1], scratch))
+
+        value: Floats | None = None
+        while value is None:
+            runner.over(_blocks({key: tasks}, runner, runner.eager_block), survey, None, work)
+            value = digits.step()
+        found[key] = value
+    return found

@@ -1,0 +1,80 @@
+"""The batched primitives methods are made of: pure functions on blocks (models, n), fit for a fused kernel.
+
+Masks are floats, 1 or 0: kernels vectorize them, where stored booleans are slow.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Election: TypeAlias = Literal["native", "mergekit", "peft"]
+
+
+def keep(condition: Tensor, values: Tensor) -> Tensor:
+    """The values where the condition holds, 0 elsewhere."""
+    return torch.where(condition, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def ones_where(condition: Tensor, like: Tensor) -> Tensor:
+    """1 where the condition holds, 0 elsewhere, in the dtype of `like`."""
+    return keep(condition, torch.ones((), dtype=like.dtype, device=like.device))
+
+
+def trim(deltas: Tensor, threshold: Tensor) -> Tensor:
+    """The entries of at least the threshold's magnitude, 0 elsewhere: (models, n) and (models, 1) -> (models, n).
+
+    >>> trim(torch.tensor([[3.0, -1.0, 2.0]]), torch.tensor([[2.0]])).tolist()
+    [[3.0, 0.0, 2.0]]
+    """
+    return keep(deltas.abs() >= threshold, deltas)
+
+
+def or_one(divisor: Tensor, floor: float = 0.0) -> Tensor:
+    """The divisor, 1 where its magnitude does not exceed the floor."""
+    return torch.where(divisor.abs() > floor, divisor, torch.ones((), dtype=divisor.dtype, device=divisor.device))
+
+
+def weighted_sum(deltas: Tensor, weight: Tensor, normalize: bool) -> Tensor:
+    """sum_i w_i d_i, divided by sum_i w_i when asked and unless that is nearly 0: (models, n) -> (n)."""
+    total = (weight * deltas).sum(0)
+    return total / or_one(weight.sum(0), 1e-8) if normalize else total
+
+
+def elected_sum(kept: Tensor, weight: Tensor, rule: Election, normalize: bool) -> Tensor:
+    """Elect a sign for each element, then sum what agrees with it: (models, n) -> (n).
+
+    - native: the sign of sum_i k_i, no sign where that is 0; divided by the agreeing weights.
+    - mergekit: weights first, the sign of sum_i w_i k_i, + where that is 0; divided by the agreeing weights.
+    - peft: the sign of sum_i k_i, + where that is 0; divided by the number agreeing.
+
+    >>> k = torch.tensor([[1.0, 2.0], [3.0, -5.0]])
+    >>> elected_sum(k, torch.ones(2, 1), "native", True).tolist()
+    [2.0, -5.0]
+    """
+    votes = (weight * kept if rule == "mergekit" else kept).sum(0)
+    elected = torch.sign(votes) if rule == "native" else torch.where(votes >= 0, 1.0, -1.0).to(kept.dtype)
+    agreeing = ones_where((weight * kept if rule == "mergekit" else kept) * elected > 0, kept)
+    total = (agreeing * kept * weight).sum(0)
+    if not normalize:
+        return total
+    return total / or_one((agreeing if rule == "peft" else agreeing * weight).sum(0))
+
+
+def uniform(key: Tensor, start: Tensor, index: Tensor) -> Tensor:
+    """Counter-based random numbers in [0, 1), of 24 bits: (models, 2) keys, (1,) start, (n,) index -> (models, n).
+
+    Element `start + index` (modulo 2**32) of the stream that `key` names; integer arithmetic that wraps, so the same
+    bits on every device and for every cut. Mixing: C. Wellons' 32-bit integer hash `lowbias32`, once for each key word.
+    """
+    mixed = _mixed(_mixed((start + index) ^ key[:, :1]) ^ key[:, 1:])
+    return ((mixed >> 8) & 0xFFFFFF).float() * 2.0**-24
+
+
+def _mixed(x: Tensor) -> Tensor:
+    # int32 shifts are arithmetic: the mask drops the copies of the sign bit
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846ca68b as a signed number
+    return x ^ ((x >> 16) & 0xFFFF)

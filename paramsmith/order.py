@@ -1,0 +1,143 @@
+"""Exact order statistics of numbers that are never together in memory, without a sort.
+
+A sample brackets the wanted rank; one pass counts what lies below the bracket and collects the few values inside it,
+equal ones as one; the value of the rank is read off. Where a rank escapes its bracket, a radix search over the bit
+patterns finds it in a fixed number of passes. Both are exact, and independent of the order in which blocks come.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+# Collected values are packed when this many wait, and given up when more distinct ones than this remain.
+PACK, LIMIT = 1 << 19, 1 << 23
+
+
+def sample_size(count: int) -> int:
+    """How many elements to sample of `count`: all of a small tensor, a part of a large one, never over 2**22."""
+    return min(count, max(1 << 16, min(count // 32, 1 << 22)))
+
+
+def bracket(sample: Floats, rank: int, count: int) -> tuple[float, float]:
+    """Values that enclose the element of that rank, with a probability of failure below 1e-8 for a fair sample.
+
+    >>> bracket(np.arange(10.0), 4, 10)
+    (-inf, inf)
+    """
+    size = len(sample)
+    share = rank / max(1, count - 1)
+    slack = 6 * math.sqrt(share * (1 - share) * size) + 16
+    low, high = math.floor(share * size - slack), math.ceil(share * size + slack)
+    wanted = [i for i in (low, high) if 0 <= i < size]
+    part = np.partition(sample, wanted) if wanted else sample
+    return (float(part[low]) if low >= 0 else -math.inf, float(part[high]) if high < size else math.inf)
+
+
+class Tally:
+    """What one pass saw of one set of numbers: rows of scores, `ranks` brackets a row; filled by many workers."""
+
+    def __init__(self, low: Floats, high: Floats) -> None:
+        self.low, self.high = low, high  # (rows, ranks)
+        self.below = np.zeros(low.shape, dtype=np.int64)
+        self.spilled = False
+        self._values: list[list[tuple[Floats, NDArray[np.int64]]]] = [[] for _ in low]
+        self._waiting: list[list[Floats]] = [[] for _ in low]
+        self._lock = threading.Lock()
+
+    def add(self, below: NDArray[np.int64], inside: Sequence[Floats]) -> None:
+        """Count one block: elements below each bracket (rows, ranks), and each row's values within any."""
+        with self._lock:
+            self.below += below
+            for row, values in enumerate(inside):
+                self._waiting[row].append(values)
+                if sum(map(len, self._waiting[row])) > PACK:
+                    self._pack(row)
+
+    def _pack(self, row: int) -> None:
+        fresh = np.concatenate(self._waiting[row]) if self._waiting[row] else np.empty(0, self.low.dtype)
+        self._waiting[row] = []
+        if self.spilled:
+            return
+        packs = [*self._values[row], np.unique(fresh, return_counts=True)]
+        values, places = np.unique(np.concatenate([v for v, _ in packs]), return_inverse=True)
+        counts = np.zeros(len(values), dtype=np.int64)
+        np.add.at(counts, places, np.concatenate([c for _, c in packs]))
+        self._values[row] = [(values, counts)]
+        if len(values) > LIMIT:
+            self.spilled, self._values = True, [[] for _ in self.low]
+
+    def find(self, ranks: Sequence[Sequence[int]]) -> Floats | None:
+        """The elements of these ranks (rows, ranks), or None when one lies outside its bracket."""
+        found = np.empty(self.low.shape, dtype=self.low.dtype)
+        for row, wanted in enumerate(ranks):
+            self._pack(row)
+            if self.spilled:
+                return None
+            values, counts = self._values[row][0]
+            for k, rank in enumerate(wanted):
+                first = np.searchsorted(values, self.low[row, k])
+                upto = np.cumsum(counts[first:]) + self.below[row, k]
+                place = int(np.searchsorted(upto, rank, side="right"))
+                inside = rank >= self.below[row, k] and place < len(upto) and values[first + place] <= self.high[row, k]
+                if not inside:
+                    return None
+                found[row, k] = values[first + place]
+        return found
+
+
+def ordered_keys(scores: Floats) -> NDArray[np.unsignedinteger]:
+    """Unsigned integers in the order of the floats: sign flipped for positives, all bits for negatives.
+
+    >>> bool(np.all(np.diff(ordered_keys(np.float32([-2, -1, 0, 1e-30, 3])).astype(np.int64)) > 0))
+    True
+    """
+    kind = np.uint32 if scores.dtype == np.float32 else np.uint64
+    bits, top = (scores + 0).view(kind), kind(1 << (kind(0).itemsize * 8 - 1))  # + 0 makes -0.0 and 0.0 equal
+    return np.where(bits & top, ~bits, bits | top)
+
+
+class Digits:
+    """Radix search by 16 bits a pass: histograms of the next digit among keys with the digits found so far."""
+
+    def __init__(self, ranks: Sequence[Sequence[int]], dtype: np.dtype[np.floating]) -> None:
+        self.dtype = dtype
+        self.left = np.array(ranks, dtype=np.int64)  # rank among the keys that share the prefix
+        self.prefix = np.zeros(self.left.shape, dtype=np.uint64)
+        self.shift = dtype.itemsize * 8 - 16
+        self.histogram = np.zeros((*self.left.shape, 1 << 16), dtype=np.int64)
+        self._lock = threading.Lock()
+
+    def add(self, scores: Floats) -> None:
+        """Count one block (rows, n)."""
+        keys = ordered_keys(scores).astype(np.uint64)
+        for row, k in np.ndindex(self.left.shape):
+            line = keys[row]
+            if self.shift + 16 < self.dtype.itemsize * 8:
+                line = line[line >> np.uint64(self.shift + 16) == self.prefix[row, k]]
+            digits = ((line >> np.uint64(self.shift)) & np.uint64(0xFFFF)).astype(np.int64)
+            counts = np.bincount(digits, minlength=1 << 16)
+            with self._lock:
+                self.histogram[row, k] += counts
+
+    def step(self) -> Floats | None:
+        """Take the digit the histograms show; the values (rows, ranks) when it was the last."""
+        for row, k in np.ndindex(self.left.shape):
+            upto = np.cumsum(self.histogram[row, k])
+            digit = int(np.searchsorted(upto, self.left[row, k], side="right"))
+            self.left[row, k] -= upto[digit - 1] if digit else 0
+            self.prefix[row, k] = (int(self.prefix[row, k]) << 16) | digit
+        self.histogram[:] = 0
+        self.shift -= 16
+        return _floats(self.prefix, self.dtype) if self.shift < 0 else None
+
+
+def _floats(keys: NDArray[np.uint64], dtype: np.dtype[np.floating]) -> Floats:
+    kind = np.uint32 if dtype.itemsize == 4 else np.uint64
+    bits, top = keys.astype(kind), kind(1 << (dtype.itemsize * 8 - 1))
+    return np.where(bits & top, bits ^ top, ~bits).view(dtype)

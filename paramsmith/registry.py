@@ -1,0 +1,102 @@
+"""What can be asked for by name. Registration is the decorator; modules are found through an entry point, ours too."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from paramsmith.errors import InvalidInput, printable
+from paramsmith.params import Params
+from paramsmith.surveys import BlockFunction, Survey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BaseUse: TypeAlias = Literal["required", "optional", "unused"]
+Surveys: TypeAlias = "Sequence[Survey] | Callable[[Any], Sequence[Survey]]"
+F = TypeVar("F", bound=BlockFunction)
+
+ENTRY_POINTS = "paramsmith.merge_methods"
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A merge method as declared: the function, its parameters, and what the engine and the laws need to know.
+
+    `base` required: the block holds deltas and the function returns the update; optional: the same when a base is
+    given, else models and the merged value; unused: models. `unchanged` tells from the values of one tensor that the
+    result is the first model's bytes. `symmetric`: permuting models with their values changes nothing. `copies`: N
+    copies of one model give that model back. `zero`: the parameter whose 0 gives the base.
+    """
+
+    name: str
+    function: BlockFunction
+    params: type[Params]
+    base: BaseUse
+    models: tuple[int, int | None]
+    surveys: Callable[[Any], Sequence[Survey]]
+    random: bool
+    symmetric: bool
+    copies: bool
+    zero: str | None
+    unchanged: Callable[[Mapping[str, tuple[float, ...]]], bool] | None
+    paper: str
+
+    @property
+    def doc(self) -> str:
+        """The function's docstring."""
+        return (self.function.__doc__ or "").strip()
+
+
+_METHODS: dict[str, MergeMethod] = {}
+
+
+def merge_method(
+    name: str,
+    params: type[Params],
+    *,
+    base: BaseUse,
+    models: tuple[int, int | None] = (1, None),
+    surveys: Surveys = (),
+    random: bool = False,
+    symmetric: bool = True,
+    copies: bool = True,
+    zero: str | None = None,
+    unchanged: Callable[[Mapping[str, tuple[float, ...]]], bool] | None = None,
+    paper: str = "",
+) -> Callable[[F], F]:
+    """Register a function of one block, `(block, seen, p) -> (n)`, as a merge method; the function is returned as is.
+
+    `block` is (models, n): what the models hold, or their differences from the base (see MergeMethod.base).
+    """
+
+    def register(function: F) -> F:
+        if name in _METHODS:
+            raise ValueError(f"the merge method {name!r} is registered twice: {_METHODS[name].function.__module__}")
+        listed = surveys if callable(surveys) else lambda _: surveys
+        _METHODS[name] = MergeMethod(
+            name, function, params, base, models, listed, random, symmetric, copies, zero, unchanged, paper
+        )
+        return function
+
+    return register
+
+
+def methods() -> dict[str, MergeMethod]:
+    """Every merge method by name: ours and those of installed plug-ins, in order of name."""
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    return dict(sorted(_METHODS.items()))
+
+
+def find_method(name: str) -> MergeMethod:
+    """The method of that name; InvalidInput with the nearest match otherwise."""
+    known = methods()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name.replace("-", "_").lower(), known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "paramsmith methods lists them"
+    raise InvalidInput(f"no merge method is called {printable(name)!r}", hint)
