@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from paramsmith.errors import InvalidInput, ParamsmithError, Refused, printable
 from paramsmith.registry import MergeMethod, methods
@@ -21,7 +21,7 @@ from .digits_table import Row, best, command, table
 if TYPE_CHECKING:
     from .digits_net import Digits, Weights
 
-Settings = Mapping[str, object]
+Settings = dict[str, Any]  # a method's own parameters, as plain data
 
 SHARD_SIZE = "500KB"
 MARKER = ".paramsmith-demo"
@@ -32,13 +32,13 @@ VERSIONS: Mapping[str, str] = {"dare": "elect", "pcb": "variant", "ties": "flavo
 
 # What is tried for a method: every combination, a quick run the first two. A method that is not here runs as it is.
 TRIED: Mapping[str, Mapping[str, Sequence[object]]] = {
-    "dare": {"lambda": (0.4, 0.3, 0.5, 0.6), "density": (0.5, 0.2, 0.8)},
-    "karcher": {"weight": (1.0, [1, 1, 1, 2, 2])},
-    "linear": {"weight": ([1, 1, 1, 2, 2], [1, 1, 1, 3, 3], [1, 1, 2, 2, 2])},
-    "pcb": {"lambda": (1.4, 1.0, 0.7, 2.0), "ratio": (0.5, 0.2, 0.1)},
+    "dare": {"lambda": (0.4, 0.3, 0.5), "density": (0.5, 0.8, 0.2)},
+    "karcher": {"weight": ([1, 1, 1, 3, 3], 1, [1, 1, 1, 2, 2])},
+    "linear": {"weight": ([1, 1, 1, 3, 3], [1, 1, 1, 2, 2])},
+    "pcb": {"lambda": (1.4, 1.0, 2.0), "ratio": (0.5, 0.2)},
     "slerp": {"t": (0.5, 0.3, 0.7, {"gradient": [0.3, 0.7]})},
-    "task_arithmetic": {"lambda": (0.4, 0.3, 0.5, 0.6, {"gradient": [0.3, 0.6]}, {"gradient": [0.6, 0.3]})},
-    "ties": {"lambda": (1.4, 1.0, 0.7, 2.0), "density": (0.5, 0.2, 1.0)},
+    "task_arithmetic": {"lambda": (0.4, {"gradient": [0.4, 0.6]}, {"gradient": [0.6, 0.4]}, 0.3, 0.5)},
+    "ties": {"lambda": (1.4, 1.0, 2.0), "density": (0.5, 0.2, 1.0)},
 }
 
 
@@ -72,7 +72,7 @@ def run(out: Path, quick: bool, echo: Callable[[str], None], *, force: bool = Fa
     earlier demo left there.
     """
     started = time.perf_counter()
-    _make_room(out, force)
+    _check_room(out, force)
     lab = _prepare(out, quick, echo)
     echo(f"merging the {len(lab.experts)} experts by every method, each in the best of the settings tried ...")
     merged, failed = list[Row](), dict[str, str]()
@@ -91,17 +91,25 @@ def run(out: Path, quick: bool, echo: Callable[[str], None], *, force: bool = Fa
     return outcome
 
 
-def _make_room(out: Path, force: bool) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        if not force:
-            raise Refused(f"{printable(out)} exists", "give another --output, or --force to replace an earlier demo")
-        if not (out / MARKER).is_file():
-            raise Refused(f"{printable(out)} was not made by the demo", "--force replaces a demo's output only")
-        for name in MADE:
-            shutil.rmtree(out / name, ignore_errors=True)
+def _check_room(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InvalidInput(f"{printable(out)} is not a folder", "give another --output")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not force:
+        raise Refused(f"{printable(out)} exists", "give another --output, or --force to replace an earlier demo")
+    if not (out / MARKER).is_file():
+        raise Refused(f"{printable(out)} was not made by the demo", "--force replaces a demo's output only")
+
+
+def _make_room(out: Path) -> None:
     try:
+        for name in MADE:
+            if (out / name).exists():
+                shutil.rmtree(out / name)
         out.mkdir(parents=True, exist_ok=True)
         (out / MARKER).touch()
+        (out / "merged").mkdir()
     except OSError as problem:
         raise InvalidInput(f"{printable(out)}: {problem.strerror}", "give another --output") from None
 
@@ -109,7 +117,8 @@ def _make_room(out: Path, force: bool) -> None:
 def _prepare(out: Path, quick: bool, echo: Callable[[str], None]) -> Lab:
     from . import digits_net as net
 
-    splits = net.load_splits()
+    splits = net.load_splits()  # before anything is written: scikit-learn may be missing
+    _make_room(out)
     schedule = net.QUICK if quick else net.Schedule()
     started = time.perf_counter()
     base = net.train_base(splits.train, schedule)
@@ -128,7 +137,7 @@ def _unmerged(lab: Lab) -> Iterator[Row]:
         yield _row(lab, f"expert {task}", lab.root / "experts" / task)
 
 
-def _versions(known: Mapping[str, MergeMethod]) -> Iterator[tuple[str, MergeMethod, dict[str, object]]]:
+def _versions(known: Mapping[str, MergeMethod]) -> Iterator[tuple[str, MergeMethod, Settings]]:
     """Every row to come: its name, its method and the parameters that make it this version."""
     yield "average", known["linear"], {"weight": 1.0}
     for name, method in known.items():
@@ -152,7 +161,8 @@ def _merged(lab: Lab, name: str, method: MergeMethod, fixed: Settings) -> Row:
     folder = lab.root / "merged" / name.replace(" ", "-")
     base = None if method.base == "unused" else lab.root / "base"
     paths: list[str | Path] = [lab.root / "experts" / task for task in of]
-    merge(paths, folder, base=base, method=method.name, shard_size=SHARD_SIZE, **settings)
+    # The budget counts this whole process, in which a training has just left its memory.
+    merge(paths, folder, base=base, method=method.name, shard_size=SHARD_SIZE, memory="2GB", **settings)
     return _row(lab, name, folder, method.name, settings, of, base is not None)
 
 

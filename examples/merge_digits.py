@@ -45,7 +45,7 @@ def main() -> None:
     seen, unseen = slice(0, 1200), slice(1200, None)
 
     base = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 10))
-    train(base, images[:150], labels[:150], epochs=15, rate=1e-3)
+    train(base, images[:150], labels[:150], epochs=20, rate=1e-3)
     experts = {"low": copy.deepcopy(base), "high": copy.deepcopy(base)}
     for name, half in (("low", labels[seen] < 5), ("high", labels[seen] >= 5)):
         train(experts[name], images[seen][half], labels[seen][half], epochs, rate=3e-4)
@@ -57,7 +57,7 @@ def main() -> None:
 
         models = [files["low"], files["high"]]
         merge(models, files["average"], method="linear")
-        merge(models, files["ties"], base=files["base"], method="ties", density=0.2, **{"lambda": 1.0})
+        merge(models, files["ties"], base=files["base"], method="ties", density=0.2, **{"lambda": 0.7})
 
         print(f"{'':8} {'0 to 4':>7} {'5 to 9':>7} {'all':>7}")
         for name, file in files.items():

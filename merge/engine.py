@@ -14,12 +14,12 @@ from torch import Tensor
 from paramsmith import __version__
 from paramsmith.blocks import Block, cut
 from paramsmith.errors import Failed, printable
-from paramsmith.stream import Scratch, as_bytes, read_row, run_workers
+from paramsmith.stream import Scratch, read_row, run_workers
 from paramsmith.surveys import OrderStatistic
 
 from .health import Health
 from .job import Job, MergeTask
-from .passes import Pass, Runner, Setup, merged
+from .passes import OUT, Pass, Runner, Setup, merged
 from .survey import run_survey
 
 
@@ -59,7 +59,7 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
             runner.values[survey.name] = {k: v.to(setup.device, runner.wide) for k, v in values.items()}
             warnings += _notes(survey, values, job) if isinstance(survey, OrderStatistic) else []
     warnings += _copies(job, setup, sink, meter)
-    health = Health(job)
+    health = Health(job, runner.wide)
     _output(tasks, runner, sink, health)
     return warnings + health.warnings()
 
@@ -89,19 +89,21 @@ def _output(tasks: Sequence[MergeTask], runner: Runner, sink: Sink, health: Heal
                 yield block
 
     def work(block: Block[MergeTask], run: Pass, scratch: Scratch) -> None:
-        out, peaks, top = run(block, scratch)
-        health.see(block, runner, scratch, peaks, top)
+        out, top = run(block, scratch)
+        health.see(block, out, float(top), scratch)
         _write(block, _on_host(out, scratch), sink)
 
     runner.over(todo(), None, "output", work)
 
 
 def _on_host(out: Tensor, scratch: Scratch) -> memoryview:
+    """The result's bytes, read for writing."""
     if out.device.type == "cpu":
-        return as_bytes(out)
-    held = scratch.take("result", tuple(out.shape), out.dtype, host=True).copy_(out, non_blocking=True)
+        return scratch.bytes_of(OUT)[: out.nbytes]
+    held = scratch.take("result", tuple(out.shape), out.dtype, host=True)
+    held.copy_(out, non_blocking=True)
     torch.cuda.current_stream(out.device).synchronize()
-    return as_bytes(held)
+    return scratch.bytes_of("result")[: out.nbytes]
 
 
 def _write(block: Block[MergeTask], data: memoryview, sink: Sink) -> None:
@@ -125,15 +127,15 @@ def _copies(job: Job, setup: Setup, sink: Sink, meter: _Meter) -> list[str]:
     def work(block: Block[MergeTask], scratch: Scratch) -> None:
         task, size = block.task, block.count * block.task.spec.dtype.itemsize
         held = scratch.take("copied", (size,), torch.uint8, host=True)
-        read_row(block, 0, as_bytes(held))
+        read_row(block, 0, scratch.bytes_of("copied"))
         for row in range(1, len(task.sources)):
             other = scratch.take("other", (size,), torch.uint8, host=True)
-            read_row(block, row, as_bytes(other))
+            read_row(block, row, scratch.bytes_of("other"))
             if not torch.equal(held, other):
                 differing.add(task.spec.name)
         meter.add(size * len(task.sources))
         if not all(sink.is_finished(*done) for done in _ranges(block)):
-            _write(block, as_bytes(held), sink)
+            _write(block, scratch.bytes_of("copied"), sink)
 
     run_workers(cut(tasks, setup.eager_block), work, setup.threads, setup.device)
     if differing and job.base is None:

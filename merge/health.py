@@ -1,76 +1,99 @@
-"""What the numbers themselves say: NaN, infinities, dead tensors and overflow, seen while they are merged."""
+"""What the numbers themselves say: NaN, infinities, dead tensors and overflow, seen while they are merged.
+
+A kernel gives one number a block, the largest sum of magnitudes: finite and small means all is well. Only where it is
+not, or a tensor begins with zeros, are the sources looked at one by one.
+"""
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from paramsmith.blocks import Block
+from paramsmith.blocks import Block, Span
 from paramsmith.errors import printable
 from paramsmith.stream import Scratch
 
-from .job import Job, MergeTask
-from .passes import Runner
+from .job import Job, MergeTask, Part
 
 # Sums of a few values this large leave float32.
 LARGE = 1e37
+# Elements at a tensor's beginning that are enough to see it is not dead.
+HEAD = 64
+_CHUNK = 1 << 20
 
 
 class Health:
-    """The largest magnitude of every source of every tensor, and of every result; NaN wins."""
+    """Collects what is wrong, by tensor; filled by many workers."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._peaks: dict[str, NDArray[np.float64]] = {}
+    def __init__(self, job: Job, wide: torch.dtype) -> None:
+        self._job, self._wide = job, wide
+        self._labels = [m.label for m in ([job.base] if job.deltas and job.base else [])]
+        self._labels += [m.label for m in job.models]
+        self._found: dict[str, set[tuple[int, str]]] = {}
+        self._dull: dict[str, MergeTask] = {}
         self._lock = threading.Lock()
 
-    def see(self, block: Block[MergeTask], runner: Runner, scratch: Scratch, peaks: Tensor, top: Tensor) -> None:
-        """Take in one block: `peaks` (sources,) and `top` (1,) are its largest magnitudes."""
-        seen = torch.cat([peaks, top]).cpu().double().numpy()
-        if len(block.spans) == 1:
-            self._add(block.task.spec.name, seen)
-            return
-        raw = scratch.take("raw", (len(block.task.sources), block.count), runner.raw_dtype(block.task), host=True)
-        starts = [span.at for span in block.spans]
-        each = np.maximum.reduceat(raw.to(runner.wide).abs().numpy(), starts, axis=1)  # (sources, spans)
-        for number, span in enumerate(block.spans):
-            # the result's own peak is known for the block only: it counts where nothing else explains it
-            self._add(span.task.spec.name, np.append(each[:, number], seen[-1] if np.isfinite(seen[:-1]).all() else 0))
+    def see(self, block: Block[MergeTask], out: Tensor, top: float, scratch: Scratch) -> None:
+        """Take in one merged block: `top` is its largest sum of magnitudes; its sources are still in the scratch."""
+        raw = scratch.last("raw")
+        starts = [span for span in block.spans if span.start == 0]
+        if starts:
+            self._look_for_zeros(starts, raw)
+        if not top <= LARGE:
+            for span in block.spans:
+                self._look_closely(span, raw, out)
 
-    def _add(self, name: str, seen: NDArray[np.float64]) -> None:
+    def _look_for_zeros(self, starts: Sequence[Span[MergeTask]], raw: Tensor) -> None:
+        if len(starts) == 1:
+            dull = starts if not bool(raw[:, starts[0].at : starts[0].at + HEAD].any(1).all()) else []
+        else:
+            places = torch.tensor([span.at for span in starts], device=raw.device)
+            alive = (raw[:, places] != 0).all(0).tolist()
+            dull = [span for span, good in zip(starts, alive, strict=True) if not good]
         with self._lock:
-            before = self._peaks.get(name)
-            self._peaks[name] = seen if before is None else np.maximum(before, seen)
+            self._dull.update((span.task.spec.name, span.task) for span in dull)
+
+    def _look_closely(self, span: Span[MergeTask], raw: Tensor, out: Tensor) -> None:
+        peaks = raw[:, span.at : span.at + span.count].to(self._wide).abs().amax(1).tolist()
+        found = {(number, fault) for number, peak in enumerate(peaks) if (fault := _fault(peak))}
+        if not found and not bool(out[span.at : span.at + span.count].isfinite().all()):
+            found = {(len(self._labels), "overflows its dtype")}
+        if found:
+            with self._lock:
+                self._found.setdefault(span.task.spec.name, set()).update(found)
 
     def warnings(self) -> list[str]:
-        """One sentence for every tensor something is wrong with, in the order of the result."""
-        labels = [m.label for m in ([self._job.base] if self._job.deltas and self._job.base else [])]
-        labels += [m.label for m in self._job.models]
-        told = []
+        """One sentence for every fault, in the order of the result."""
+        labels, told = [*self._labels, "the result"], []
         for task in self._job.tasks:
-            peaks = self._peaks.get(task.spec.name)
-            if peaks is not None:
-                told += _about(printable(task.spec.name), labels, peaks)
+            name = task.spec.name
+            faults = sorted(self._found.get(name, ()))
+            told += [f"{printable(labels[number])}: {printable(name)} {fault}" for number, fault in faults]
+            if name in self._dull:
+                dead = [number for number, source in enumerate(task.sources) if _all_zero(source, task.count)]
+                if len(dead) < len(task.sources):
+                    told += [f"{printable(labels[number])}: {printable(name)} is all zeros" for number in dead]
         return told
 
 
-def _about(name: str, labels: list[str], peaks: NDArray[np.float64]) -> list[str]:
-    told = []
-    zero = [label for label, peak in zip(labels, peaks[:-1], strict=False) if peak == 0]
-    for label, peak in zip(labels, peaks[:-1], strict=False):
-        if math.isnan(peak):
-            told.append(f"{label}: {name} holds NaN")
-        elif math.isinf(peak):
-            told.append(f"{label}: {name} holds an infinity")
-        elif peak > LARGE:
-            told.append(f"{label}: {name} holds {peak:.1e}, which sums may carry over the edge of float32")
-    if zero and len(zero) < len(peaks) - 1:
-        told += [f"{label}: {name} is all zeros" for label in zero]
-    if not np.isfinite(peaks[-1]) and np.isfinite(peaks[:-1]).all():
-        told.append(f"the result: {name} overflows its dtype")
-    return told
+def _fault(peak: float) -> str:
+    if math.isnan(peak):
+        return "holds NaN"
+    if math.isinf(peak):
+        return "holds an infinity"
+    return f"holds {peak:.1e}, which sums may carry over the edge of float32" if peak > LARGE else ""
+
+
+def _all_zero(source: Part, count: int) -> bool:
+    """Whether a source's bytes are zeros, read until one is not; -0.0 counts as something."""
+    nbytes = count * source.dtype.itemsize
+    for start in range(0, nbytes, _CHUNK):
+        held = bytearray(min(_CHUNK, nbytes - start))
+        source.read(start, memoryview(held))
+        if held.count(0) != len(held):
+            return False
+    return True

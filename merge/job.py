@@ -6,7 +6,7 @@ data is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from paramsmith.checkpoint import Checkpoint
@@ -26,11 +26,17 @@ Model = Checkpoint | StateDict
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One model's tensor in an output tensor."""
+    """One model's tensor in an output tensor, open for reading."""
 
-    reader: Model
+    model: Model
     name: str
     dtype: DType
+    read: Callable[[int, memoryview], None]
+
+
+def part(model: Model, name: str, info: TensorInfo) -> Part:
+    """A model's tensor, opened."""
+    return Part(model, name, info.dtype, model.reader(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None) -> Job:
     """Hold a recipe against its opened models; InvalidInput says what does not fit."""
     method = find_method(recipe.method)
     deltas = base is not None and method.base != "unused"
-    _check_models(method, models, base, stacked=recipe.slices is not None)
+    _check_models(method, models, base, deltas=deltas, stacked=recipe.slices is not None)
     everyone = ([base] if base else []) + list(models)
     warnings = [f"{m.label}: {w}" if m.label not in w else w for m in everyone for w in m.warnings]
     warnings += _left_out(everyone)
@@ -100,7 +106,7 @@ def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None) -> Job:
     return Job(recipe, method, options, tuple(models), base, tuple(tasks), deltas, wide, tied, layers, tuple(warnings))
 
 
-def _check_models(method: MergeMethod, models: Sequence[Model], base: Model | None, *, stacked: bool) -> None:
+def _check_models(method: MergeMethod, models: Sequence[Model], base: Model | None, *, deltas: bool, stacked: bool) -> None:
     least, most = method.models
     if method.base == "required" and base is None:
         raise InvalidInput(f"{method.name} needs a base model", "name the model they were fine-tuned from: --base")
@@ -113,7 +119,7 @@ def _check_models(method: MergeMethod, models: Sequence[Model], base: Model | No
     if twice is not None and not stacked:
         fact = f"{printable(twice.label)} is given twice"
         raise InvalidInput(fact, "to count a model more, give it a larger weight")
-    if base and _identity(base) in seen:
+    if base and deltas and _identity(base) in seen:
         fact = f"{printable(base.label)} is both the base and one of the models: its task vector is zero"
         raise InvalidInput(fact, "leave it out of the models")
     _check_architectures([*([base] if base else []), *models])
@@ -165,10 +171,10 @@ def _task(
     if lacking is not None or first is None:
         return _lacking(place, lacking or reference, reference, first, chosen, missing, warnings)
     _check_alike(place, [(m, i) for m, _, i in found if i is not None], reference, first)
-    parts = tuple(Part(model, name, info.dtype) for model, name, info in found if info is not None)
+    parts = tuple(part(model, name, info) for model, name, info in found if info is not None)
     if first.dtype.kind != "float":
-        kept = Part(reference, place.reference, first.dtype)
-        others = tuple(p for p in parts if p.reader is not reference)
+        kept = part(reference, place.reference, first)
+        others = tuple(p for p in parts if p.model is not reference)
         return MergeTask(TensorSpec(place.output, first.dtype, first.shape), (kept, *others), (), copied=True)
     numbers = scopes.at(place.names[0], place.layer)
     out = chosen or first.dtype
@@ -199,7 +205,7 @@ def _lacking(
         fact = f"{name} is missing in {printable(model.label)} and cannot be copied as {out.code}"
         raise InvalidInput(fact, "leave the dtype as it is, or use --missing skip")
     return MergeTask(
-        TensorSpec(place.output, out, first.shape), (Part(reference, place.reference, out),), (), copied=True
+        TensorSpec(place.output, out, first.shape), (part(reference, place.reference, first),), (), copied=True
     )
 
 

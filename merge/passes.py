@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramsmith import kernels
+from paramsmith import gram, kernels, ops
 from paramsmith.blocks import CUT, Block
 from paramsmith.dtypes import torch_dtype
 from paramsmith.kernels import Kernel
@@ -21,12 +23,15 @@ from paramsmith.params import Resolved
 from paramsmith.stream import Scratch, read_block, run_workers
 from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum, Survey
 
+from . import programs
 from .job import Job, MergeTask
 from .parameters import Numbers, constant
 from .programs import BlockProgram, Kind, Spec, as_plain, buffers, program, torch_named
 
 T = TypeVar("T")
 BUILDER = "paramsmith.merge.programs"
+OUT = "out"  # the scratch that holds a pass's first buffer
+_NAMES = (OUT, "out 1", "out 2")
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Runner:
         self.block = setup.block if setup.compiled else setup.eager_block
         self.eager_block = setup.eager_block
         self.values: dict[str, dict[str, Tensor]] = {}  # {survey: {"" or tensor: value}}
-        self._kernels: dict[str, Kernel] = {}
+        self._kernels: dict[Path, Kernel] = {}
+        self._paths: dict[str, Path] = {}
         self._numbers: dict[Numbers, list[Tensor]] = {}
 
     @property
@@ -161,14 +167,18 @@ class Runner:
         yield "output", None, 1, 1
 
     def _kernel_path(self, spec: Spec) -> Path:
-        return kernels.kernel_path(as_plain(spec), _code(self.job.method.function.__module__))
+        """Found once: the code on disk may change while this runs, the code in memory does not."""
+        name = json.dumps(as_plain(spec), sort_keys=True)
+        if name not in self._paths:
+            self._paths[name] = kernels.kernel_path(as_plain(spec), _code(self.job.method.function))
+        return self._paths[name]
 
     def kernel(self, spec: Spec) -> Kernel:
         """The compiled program of a spec."""
         path = self._kernel_path(spec)
-        if str(path) not in self._kernels:
-            self._kernels[str(path)] = Kernel(path, self.setup.threads)
-        return self._kernels[str(path)]
+        if path not in self._kernels:
+            self._kernels[path] = Kernel(path, self.setup.threads)
+        return self._kernels[path]
 
     def eager(self, spec: Spec) -> BlockProgram:
         """The program of a spec as it is."""
@@ -194,11 +204,11 @@ class Runner:
         return dict(zip((name for name, _ in numbers), self._numbers[numbers], strict=True))
 
     def _random(self, block: Block[MergeTask], scratch: Scratch) -> list[Tensor]:
-        span = block.spans[0]
+        span, seed = block.spans[0], self.job.recipe.seed
         rows = len(span.task.sources) - self.job.deltas
-        words = [_key(self.job.recipe.seed, span.task.spec.name, model, span.start >> 32) for model in range(rows)]
+        words = [_word(seed, span.task.spec.name, span.start >> 32), *(_word(seed, "", model) for model in range(rows))]
         low = (span.start & 0xFFFFFFFF) - ((span.start & 0x80000000) << 1)  # as a signed 32-bit number
-        key = torch.from_numpy(np.array(words, dtype=np.int32)).to(scratch.device)
+        key = torch.tensor(words, dtype=torch.int32, device=scratch.device)
         start = torch.tensor([low], dtype=torch.int32, device=scratch.device)
         return [key, start, scratch.counting(block.count)]
 
@@ -219,7 +229,7 @@ class Pass:
         given = [e.to(scratch.device) for e in extra]
         filled = []
         for i, (shape, dtype, _) in enumerate(buffers(spec, block.count)[len(given) :]):
-            filled.append(scratch.take(f"out {i}", shape, dtype))
+            filled.append(scratch.take(_NAMES[i], shape, dtype))
         run(*self.runner.inputs(block, self.survey, scratch), *given, *filled)
         self.runner.advance(sum(p.dtype.itemsize for p in block.task.sources) * block.count)
         return filled
@@ -247,19 +257,16 @@ def merged(job: Job) -> Sequence[MergeTask]:
     return [task for task in job.tasks if not task.copied and task.count]
 
 
-def _key(seed: int, name: str, model: int, page: int) -> tuple[int, int]:
-    digest = hashlib.blake2b(f"{seed}/{model}/{page}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(digest[4:], "little", signed=True)
+def _word(seed: int, name: str, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{number}/{name}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
-def _code(module: str) -> list[Path]:
-    """The files whose text decides what a kernel computes."""
-    import sys
-
-    from paramsmith import gram, ops
-
-    named = [sys.modules[module], ops, gram, sys.modules[BUILDER]]
-    folder = Path(str(named[0].__file__)).parent
-    return [*(Path(str(m.__file__)) for m in named[1:]), *sorted(folder.glob("*.py"))]
-
-
+def _code(function: Callable[..., object]) -> list[Path]:
+    """The files whose text decides what a method's kernels compute: its own, its neighbours it uses, and ours."""
+    home = sys.modules[function.__module__]
+    package = home.__name__.rpartition(".")[0]
+    used = {getattr(v, "__module__", None) or getattr(v, "__name__", "") for v in vars(home).values()}
+    near = sorted(name for name in used if isinstance(name, str) and name.startswith(f"{package}.") and package)
+    modules = [home, *(sys.modules[name] for name in near if name in sys.modules), ops, gram, programs]
+    return [Path(str(module.__file__)) for module in modules]

@@ -60,27 +60,16 @@ class Checkpoint:
         """The tensor that `name` reads, through ties; None when the model has no such name."""
         return self.tensors.get(self.aliases.get(name, name))
 
+    def reader(self, name: str) -> TensorReader:
+        """What reads one tensor again and again; ValueError when the model has no such name."""
+        info = self.info(name)
+        if info is None or info.file not in self._opened:
+            raise ValueError(f"{printable(name)} was never there, or is read after its file was closed")
+        return TensorReader(self._opened[info.file], info)
+
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of a tensor from `start` on. Failed when the file has become shorter."""
-        info = self.info(name)
-        view = buffer.cast("B") if buffer.nbytes else memoryview(bytearray())
-        if info is None or start < 0 or start + len(view) > info.nbytes:
-            raise ValueError(f"bytes {start} to {start + len(view)} of {printable(name)} were never there")
-        opened = self._opened.get(info.file)
-        if opened is None:
-            raise ValueError(f"{place(info.file)}: read after it was closed")
-        offset = info.offset + start
-        while len(view):
-            try:
-                count = os.preadv(opened.fd, [view], offset)
-            except OSError as error:
-                reason = printable((error.strerror or str(error)).lower())
-                raise Failed(f"{place(info.file)}: tensor {printable(info.name)}: {reason}") from None
-            if count == 0:
-                fact = f"{place(info.file)}: tensor {printable(info.name)}: the file shrank while being read"
-                raise Failed(fact, "leave the inputs alone during a run")
-            view = view[count:]
-            offset += count
+        self.reader(name)(start, buffer)
 
     def fingerprint(self) -> dict[str, object]:
         """What tells this model from another, as JSON: per file its size, time of change and digest of the header."""
@@ -101,6 +90,7 @@ class Checkpoint:
         opened, self._opened = self._opened, {}
         for file in opened.values():
             os.close(file.fd)
+            file.fd = -1
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -144,7 +134,35 @@ class Checkpoint:
                 self.warnings.append(f"{place(self.path)}: the stored copy {names}")
 
 
-@dataclass(frozen=True, slots=True)
+class TensorReader:
+    """Reads one tensor's bytes from its open file: call it with the first byte and a buffer to fill. Thread-safe."""
+
+    __slots__ = ("_end", "_file", "_info")
+
+    def __init__(self, file: _File, info: TensorInfo) -> None:
+        self._file, self._info, self._end = file, info, info.offset + info.nbytes
+
+    def __call__(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer`, a writable buffer of bytes, from byte `start` of the tensor on; Failed when the file shrank."""
+        view, offset = buffer, self._info.offset + start
+        if start < 0 or offset + view.nbytes > self._end or self._file.fd < 0:
+            raise ValueError(f"bytes {start} to {start + view.nbytes} of {printable(self._info.name)} cannot be read")
+        while view.nbytes:
+            try:
+                count = os.preadv(self._file.fd, [view], offset)
+            except OSError as error:
+                raise Failed(f"{self._place()}: {printable((error.strerror or str(error)).lower())}") from None
+            if count == view.nbytes:
+                return
+            if count == 0:
+                raise Failed(f"{self._place()}: the file shrank while being read", "leave the inputs alone during a run")
+            view, offset = view.cast("B")[count:], offset + count
+
+    def _place(self) -> str:
+        return f"{place(self._info.file)}: tensor {printable(self._info.name)}"
+
+
+@dataclass(slots=True)
 class _File:
     """One file that is open for reading."""
 

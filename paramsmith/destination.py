@@ -113,14 +113,20 @@ class Destination:
                 raise self._unwritable(self.staging, error) from error
             try:
                 self._flock(fd)
-                # the file may have been removed, and made anew by another, between opening and locking it
-                if self._lock_path.exists() and os.path.samestat(os.fstat(fd), self._lock_path.stat()):
+                if self._is_current(fd):
                     self._lock = fd
                     os.ftruncate(fd, os.pwrite(fd, _holder(), 0))
                     return found
             finally:
                 if self._lock < 0:
                     os.close(fd)
+
+    def _is_current(self, fd: int) -> bool:
+        """Whether `fd` is still the lock: its holder may have removed it since it was opened."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.lstat(self._lock_path))
+        except FileNotFoundError:
+            return False
 
     def _make_staging(self) -> bool:
         try:

@@ -14,6 +14,8 @@ from torch import Tensor
 # Two vectors closer than this are interpolated linearly (the value every implementation of slerp uses).
 PARALLEL = 0.9995
 ZERO_NORM = 1e-8
+# Lengths are roots of Gram products, so they are noise below the root of float64's: what is shorter has cancelled.
+CANCELLED = 1e-6
 
 
 def pair_products(block: Tensor) -> Tensor:
@@ -75,7 +77,10 @@ def karcher_coefficients(gram: Tensor, weight: Sequence[float], max_iter: int, t
     for _ in range(max_iter):
         cosine = (unit @ mean).clamp(-1, 1)
         angle = 2 * torch.atan2((2 - 2 * cosine).clamp_min(0).sqrt(), (2 + 2 * cosine).clamp_min(0).sqrt())
-        pull = share * torch.where(angle > 1e-12, angle / torch.sin(angle).clamp_min(1e-300), 1.0)
+        sine = torch.sin(angle)
+        # nothing leads from a direction to its opposite, so that one does not pull
+        opposite = (sine < CANCELLED) & (cosine < 0)
+        pull = share * torch.where(opposite, 0.0, torch.where(angle > 1e-12, angle / sine.clamp_min(1e-300), 1.0))
         tangent = pull - (pull * cosine).sum() * mean
         length = (tangent @ unit @ tangent).clamp_min(0).sqrt()
         if length < tol:
@@ -86,4 +91,8 @@ def karcher_coefficients(gram: Tensor, weight: Sequence[float], max_iter: int, t
 
 def _normalised(coefficients: Tensor, unit: Tensor) -> Tensor:
     length = (coefficients @ unit @ coefficients).clamp_min(0).sqrt()
-    return coefficients / length if length > 1e-12 else torch.eye(len(unit), dtype=unit.dtype)[0]
+    if length > CANCELLED:
+        return coefficients / length
+    # they cancel: any of those that count is as good a start, so the first
+    first = int(torch.nonzero(coefficients)[0])
+    return torch.eye(len(unit), dtype=unit.dtype)[first]

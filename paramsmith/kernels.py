@@ -130,6 +130,11 @@ class Kernel:
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         self._run.argtypes = [pointer, pointer, size, pointer, size, pointer, pointer]
         self._wrap = self._torch.aoti_torch_create_tensor_from_blob
+        long, short = ctypes.c_int64, ctypes.c_int32
+        self._wrap.argtypes = [pointer, long, pointer, pointer, long, short, short, short, pointer]
+        self._sides: dict[torch.Size, tuple[ctypes.Array[ctypes.c_int64], ctypes.Array[ctypes.c_int64]]] = {}
+        self._free = self._torch.aoti_torch_delete_tensor_object
+        self._free.argtypes = [pointer]
         self._codes = {getattr(torch, d): getattr(self._torch, f"aoti_torch_dtype_{d}")() for d in _DTYPES}
 
     def __call__(self, *tensors: Tensor) -> None:
@@ -141,16 +146,17 @@ class Kernel:
         status = self._run(self._container, handles, len(tensors), results, self._outputs, None, None)
         self._check(status, self._path)
         for i in range(self._outputs):  # a changed input comes back as an output too
-            self._torch.aoti_torch_delete_tensor_object(ctypes.c_void_p(results[i]))
+            self._free(results[i])
 
     def _handle(self, tensor: Tensor) -> int | None:
-        sizes = (ctypes.c_int64 * tensor.ndim)(*tensor.shape)
-        strides = (ctypes.c_int64 * tensor.ndim)(*tensor.stride())
-        handle, pointer = ctypes.c_void_p(), ctypes.c_void_p(tensor.data_ptr())
+        shape = tensor.shape
+        sides = self._sides.get(shape)
+        if sides is None:
+            kind = ctypes.c_int64 * len(shape)
+            sides = self._sides[shape] = (kind(*shape), kind(*tensor.stride()))
+        handle = ctypes.c_void_p()
         code = self._codes[tensor.dtype]
-        status = self._wrap(
-            pointer, ctypes.c_int64(tensor.ndim), sizes, strides, ctypes.c_int64(0), code, 0, 0, ctypes.byref(handle)
-        )
+        status = self._wrap(tensor.data_ptr(), len(shape), *sides, 0, code, 0, 0, ctypes.byref(handle))
         self._check(status, self._path)
         return handle.value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -45,9 +45,14 @@ class StateDict:
         """The tensor of that name, through ties."""
         return self.tensors.get(self.aliases.get(name, name))
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """Fill the buffer with the tensor's bytes from `start`."""
-        buffer[:] = self._bytes[self.aliases.get(name, name)][start : start + len(buffer)]
+    def reader(self, name: str) -> Callable[[int, memoryview], None]:
+        """What reads one tensor: call it with the first byte and a buffer to fill."""
+        held = self._bytes[self.aliases.get(name, name)]
+
+        def read(start: int, buffer: memoryview) -> None:
+            buffer[:] = held[start : start + len(buffer)]
+
+        return read
 
     def fingerprint(self) -> dict[str, object]:
         """Nothing outlives the process, so there is nothing to recognise."""

@@ -6,6 +6,7 @@ worker reuses its own buffers: fresh memory costs a page fault every 4 KiB, whic
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
@@ -20,23 +21,12 @@ from paramsmith.dtypes import DType, torch_dtype
 B = TypeVar("B")
 
 
-class Reader(Protocol):
-    """What blocks are read from: a Checkpoint or a StateDict."""
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """Fill the buffer with the tensor's bytes from `start`."""
-
-
 class Source(Protocol):
     """One model's part in an output tensor."""
 
     @property
-    def reader(self) -> Reader:
-        """Where the tensor is."""
-
-    @property
-    def name(self) -> str:
-        """What it is called there."""
+    def read(self) -> Callable[[int, memoryview], None]:
+        """Fills a buffer with the tensor's bytes from a given one on."""
 
     @property
     def dtype(self) -> DType:
@@ -58,20 +48,38 @@ class Scratch:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._flat: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
+        self._last: dict[str, Tensor] = {}
+        self._bytes: dict[str, memoryview] = {}
 
     def take(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype, *, host: bool = False) -> Tensor:
         """An uninitialised tensor that lasts until the same purpose is asked for again; `host` is pinned for a GPU."""
-        count = 1
-        for side in shape:
-            count *= side
-        nbytes = count * dtype.itemsize
+        view = self._views.get((purpose, shape, dtype))
+        if view is not None:
+            self._last[purpose] = view
+            return view
+        nbytes = math.prod(shape) * dtype.itemsize
         flat = self._flat.get(purpose)
         if flat is None or flat.numel() < nbytes:
             pinned = host and self.device.type == "cuda"
             place = torch.device("cpu") if host else self.device
-            flat = torch.empty(nbytes, dtype=torch.uint8, device=place, pin_memory=pinned)
-            self._flat[purpose] = flat
-        return flat[:nbytes].view(dtype).view(shape)
+            flat = self._flat[purpose] = torch.empty(nbytes, dtype=torch.uint8, device=place, pin_memory=pinned)
+            self._views = {key: kept for key, kept in self._views.items() if key[0] != purpose}
+            self._bytes.pop(purpose, None)
+        view = flat[:nbytes].view(dtype).view(shape)
+        self._views[purpose, shape, dtype] = self._last[purpose] = view
+        return view
+
+    def last(self, purpose: str) -> Tensor:
+        """The tensor last taken for a purpose."""
+        return self._last[purpose]
+
+    def bytes_of(self, purpose: str) -> memoryview:
+        """The bytes of the host buffer last taken for a purpose, and what lies behind them."""
+        held = self._bytes.get(purpose)
+        if held is None:
+            held = self._bytes[purpose] = memoryview(self._flat[purpose].numpy())
+        return held
 
     def counting(self, count: int) -> Tensor:
         """0, 1, 2, ... as int32: (count,)."""
@@ -81,23 +89,20 @@ class Scratch:
         return flat[:count]
 
 
-def as_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
-
-
 def read_block(block: Block[Task], scratch: Scratch, wide: torch.dtype) -> Tensor:
     """Read a block of every source: (sources, n) on the device, as stored, or in `wide` where the sources differ."""
-    dtypes = [source.dtype for source in block.task.sources]
-    if all(dtype == dtypes[0] for dtype in dtypes):
-        raw = scratch.take("raw", (len(dtypes), block.count), torch_dtype(dtypes[0]), host=True)
-        for row, _ in enumerate(dtypes):
-            read_row(block, row, as_bytes(raw[row]))
+    sources = block.task.sources
+    first = sources[0].dtype
+    if all(source.dtype is first for source in sources):
+        raw = scratch.take("raw", (len(sources), block.count), torch_dtype(first), host=True)
+        data, size = scratch.bytes_of("raw"), block.count * first.itemsize
+        for row in range(len(sources)):
+            read_row(block, row, data[row * size : (row + 1) * size])
     else:
-        raw = scratch.take("mixed", (len(dtypes), block.count), wide, host=True)
-        for row, dtype in enumerate(dtypes):
-            stored = scratch.take("stored", (block.count,), torch_dtype(dtype), host=True)
-            read_row(block, row, as_bytes(stored))
+        raw = scratch.take("raw", (len(sources), block.count), wide, host=True)
+        for row, source in enumerate(sources):
+            stored = scratch.take("stored", (block.count,), torch_dtype(source.dtype), host=True)
+            read_row(block, row, scratch.bytes_of("stored"))
             raw[row].copy_(stored)
     if scratch.device.type == "cpu":
         return raw
@@ -105,13 +110,11 @@ def read_block(block: Block[Task], scratch: Scratch, wide: torch.dtype) -> Tenso
 
 
 def read_row(block: Block[Task], row: int, buffer: memoryview) -> None:
-    """Read one source's bytes of a block."""
+    """Read one source's bytes of a block into the front of a buffer."""
     for span in block.spans:
         source = span.task.sources[row]
         size = source.dtype.itemsize
-        source.reader.read_into(
-            source.name, span.start * size, buffer[span.at * size : (span.at + span.count) * size]
-        )
+        source.read(span.start * size, buffer[span.at * size : (span.at + span.count) * size])
 
 
 def run_workers(

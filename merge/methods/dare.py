@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from paramsmith.ops import elected_sum, keep, or_one, weighted_sum
+from paramsmith.ops import Majority, elected_sum, keep, or_one, weighted_sum
 from paramsmith.params import Number, Params, PerModel, PerTensor, Resolved, Share
 from paramsmith.registry import merge_method
 from paramsmith.surveys import Seen, Sum, Survey
@@ -24,6 +24,7 @@ class Dare(Params):
     rescale: Literal["paper", "l1", "none"] = Field("paper", description="by 1/density, to the old L1 norm, or not")
     elect: bool = Field(False, description="elect signs as TIES does")
     normalize: bool = Field(False, description="divide by the weights, with election by those agreeing")
+    majority_sign_method: Majority = Field("total", description="elect by the sum of the entries or of their signs")
     flavour: Literal["native", "mergekit", "peft"] = Field("native", description="whose election; see ties")
 
 
@@ -69,5 +70,6 @@ def dare(deltas: Tensor, seen: Seen, p: Resolved[Dare]) -> Tensor:
     if p.options.rescale != "none":
         kept = kept / p.density if p.options.rescale == "paper" else kept * seen["restore"].to(kept.dtype)
     if p.options.elect:
-        return p.lambda_ * elected_sum(kept, p.weight, p.options.flavour, p.options.normalize)
+        rule, majority = p.options.flavour, p.options.majority_sign_method
+        return p.lambda_ * elected_sum(kept, p.weight, rule, p.options.normalize, majority)
     return p.lambda_ * weighted_sum(kept, p.weight, p.options.normalize)

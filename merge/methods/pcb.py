@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from paramsmith.ops import or_one
 from paramsmith.params import Number, Params, PerModel, Resolved
 from paramsmith.registry import merge_method
 from paramsmith.surveys import OrderStatistic, Seen, Survey
 
 from . import pcb_equations as equations
+from . import pcb_programs as programs
 
 
 class PCB(Params):
@@ -27,44 +26,16 @@ class PCB(Params):
     )
 
 
-def clip_ranks(count: int, p: Resolved[PCB]) -> Sequence[Sequence[int]]:
-    """The ranks magnitudes are clipped to; the upper one is the authors', one below the quantile."""
-    share = 1e-4 if p.options.variant == "reference" else 1e-2
-    return [[int(count * share), max(0, int(count * (1 - share) - 1))]] * len(p.values("lambda_"))
-
-
 def cut_ranks(count: int, p: Resolved[PCB]) -> Sequence[Sequence[int]]:
     """The ranks scores are cut to: the threshold and the largest."""
     return [[min(count - 1, int(count * (1 - p.options.ratio))), count - 1]] * len(p.values("lambda_"))
 
 
-def idle(clip: Tensor) -> Mapping[int, str]:
-    """Models whose magnitudes are all equal: they cannot compete."""
-    return {
-        i: "its task vector is zero or constant: skipped" for i, (low, high) in enumerate(clip.tolist()) if low == high
-    }
-
-
-def competition(deltas: Tensor, seen: Seen, p: Resolved[PCB]) -> Tensor:
-    """The score of each entry: exp(n u**2) times tanh of its agreement with the others; (models, n)."""
-    low, high = seen["clip"][:, :1], seen["clip"][:, 1:]  # (models, 1)
-    unit = (deltas.abs().clamp(low, high) - low) / or_one(high - low)
-    alive = torch.sign(high - low)
-    within = torch.exp(alive.sum() * unit * unit)
-    if p.options.variant == "vision_es":
-        signed = torch.sign(deltas) * unit * alive
-        return within * sum(torch.tanh(signed * other) for other in signed)
-    voice = torch.sign(deltas) * unit if p.options.variant == "vision" else deltas
-    return within * torch.tanh(deltas * (voice * alive).sum(0))
-
-
-clip = OrderStatistic("clip", lambda deltas, seen, p: deltas.abs(), clip_ranks, notes=idle)
-cut = OrderStatistic("cut", competition, cut_ranks)
-
-
 def surveys(options: PCB) -> Sequence[Survey]:
     """Two order statistics of magnitudes and two of scores, each over the whole model."""
-    return [*equations.SURVEYS, equations.cut(cut_ranks)] if options.variant == "paper" else [clip, cut]
+    if options.variant == "paper":
+        return [*equations.SURVEYS, equations.cut(cut_ranks)]
+    return [programs.clip, OrderStatistic("cut", programs.competition, cut_ranks, notes=programs.undecided)]
 
 
 @merge_method("pcb", PCB, base="required", copies=False, surveys=surveys, zero="lambda", paper="arXiv:2410.02396")
@@ -80,9 +51,5 @@ def pcb(deltas: Tensor, seen: Seen, p: Resolved[PCB]) -> Tensor:
     if p.options.variant == "paper":
         weight, clipped = equations.weights(deltas, seen), deltas
     else:
-        low, high = seen["clip"][:, :1], seen["clip"][:, 1:]
-        least, most = seen["cut"][:, :1], seen["cut"][:, 1:]
-        score = torch.minimum(torch.maximum(competition(deltas, seen, p), least), most)
-        weight = torch.sign(high - low) * (score - least) / or_one(most - least)
-        clipped = torch.sign(deltas) * deltas.abs().clamp(low, high)
+        weight, clipped = programs.weights(deltas, seen, p)
     return (weight * p.lambda_ * clipped).sum(0) / weight.sum(0).clamp_min(1e-12)

@@ -11,28 +11,35 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from paramsmith.ops import keep, or_one
+from paramsmith.ops import keep, known, or_one
 from paramsmith.params import Params, Resolved
 from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum
 
 
 def products(deltas: Tensor) -> Tensor:
     """d_i d_j of every pair, i major: (models, n) -> (models**2, n)."""
+    deltas = known(deltas)
     return torch.cat([deltas[i : i + 1] * deltas for i in range(len(deltas))])
 
 
+def competing(deltas: Tensor, seen: Seen) -> Tensor:
+    """1 for a model whose entries differ in magnitude, 0 for one that cannot compete: (models, 1)."""
+    ends = seen["ends"][:: len(deltas) + 1]
+    return torch.sign(ends[:, 1:] - ends[:, :1])
+
+
 def exponentials(deltas: Tensor, seen: Seen, p: Resolved[Params]) -> Tensor:
-    """exp(N Norm(d_i d_i)), then exp(Norm(d_i d_j)): (models + models**2, n)."""
+    """exp(N Norm(d_i d_i)), then exp(Norm(d_i d_j)): (models + models**2, n); N counts the models that compete."""
     low, high = seen["ends"][:, :1], seen["ends"][:, 1:]
     norm = (products(deltas) - low) / or_one(high - low)
-    return torch.exp(torch.cat([len(deltas) * norm[:: len(deltas) + 1], norm]))
+    return torch.exp(torch.cat([competing(deltas, seen).sum() * norm[:: len(deltas) + 1], norm]))
 
 
 def scores(deltas: Tensor, seen: Seen, p: Resolved[Params]) -> Tensor:
-    """The scores b_i: (models, n)."""
-    count = len(deltas)
+    """The scores b_i, 0 for a model that cannot compete: (models, n)."""
+    count, alive = len(deltas), competing(deltas, seen)
     soft = exponentials(deltas, seen, p) / seen["totals"].to(deltas.dtype)
-    return soft[:count] * soft[count:].unflatten(0, (count, count)).sum(1)
+    return alive * soft[:count] * (soft[count:].unflatten(0, (count, count)) * alive).sum(1)
 
 
 SURVEYS = (
@@ -42,20 +49,19 @@ SURVEYS = (
 
 
 def cut(ranks: Callable[[int, Resolved[Params]], Sequence[Sequence[int]]]) -> OrderStatistic:
-    """The threshold and the largest of each model's scores."""
-    return OrderStatistic("cut", scores, ranks, notes=idle)
+    """The smallest, the threshold and the largest of each model's scores."""
+    return OrderStatistic("cut", scores, lambda count, p: [[0, *row] for row in ranks(count, p)], notes=idle)
 
 
 def idle(bounds: Tensor) -> Mapping[int, str]:
     """Models whose scores are all equal: they cannot compete."""
     ends = enumerate(bounds.tolist())
-    return {i: "its task vector is zero or constant: skipped" for i, (least, most) in ends if least == most}
+    return {i: "its task vector is zero or constant: skipped" for i, (lowest, _, most) in ends if lowest == most}
 
 
 def weights(deltas: Tensor, seen: Seen) -> Tensor:
-    """Norm(m_i b_i), 0 for a model whose task vector is zero: (models, n)."""
-    least, most = seen["cut"][:, :1], seen["cut"][:, 1:]
-    ends = seen["ends"][:: len(deltas) + 1]
+    """Norm(m_i b_i), 0 for a model that cannot compete: (models, n)."""
+    lowest, least, most = seen["cut"].split(1, dim=1)
     score = scores(deltas, seen, Resolved(Params(), {}, {}))
-    alive = torch.sign(ends[:, 1:] - ends[:, :1])
-    return alive * keep(score >= least, score) / or_one(most)
+    floor = keep(lowest == least, least)  # where nothing is dropped, the smallest score and not 0 becomes 0
+    return competing(deltas, seen) * (keep(score >= least, score) - floor) / or_one(most - floor)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from paramsmith.ops import elected_sum, keep, or_one, trim
+from paramsmith.ops import Majority, elected_sum, keep, or_one, trim, votes
 from paramsmith.params import Number, Params, PerModel, PerTensor, Resolved, Share
 from paramsmith.registry import merge_method
 from paramsmith.surveys import OrderStatistic, Seen, Sum, Survey
@@ -23,6 +23,7 @@ class Ties(Params):
     lambda_: PerTensor[Number] = Field(1.0, alias="lambda", description="factor on the merged update")
     normalize: bool = Field(True, description="divide by what agrees: a mean, not a sum")
     largest: bool = Field(False, description="paper: take the largest of the agreeing entries instead of their mean")
+    majority_sign_method: Majority = Field("total", description="elect by the sum of the entries or of their signs")
     flavour: Literal["native", "paper", "mergekit", "peft"] = Field("native", description="whose TIES; see the text")
 
 
@@ -41,7 +42,7 @@ def surveys(options: Ties) -> Sequence[Survey]:
 
 
 def _signs(deltas: Tensor, seen: Seen, p: Resolved[Ties]) -> Tensor:
-    return torch.sign(trim(deltas, seen["threshold"]).sum(0, keepdim=True))
+    return torch.sign(votes(trim(deltas, seen["threshold"]), p.options.majority_sign_method))[None]
 
 
 @merge_method(
@@ -58,12 +59,13 @@ def ties(deltas: Tensor, seen: Seen, p: Resolved[Ties]) -> Tensor:
     Paper: Yadav et al., TIES-Merging, arXiv:2306.01708.
     """
     kept = trim(deltas, seen["threshold"])  # (models, n)
-    flavour = p.options.flavour
+    flavour, majority = p.options.flavour, p.options.majority_sign_method
     if flavour != "paper":
-        return p.lambda_ * elected_sum(kept, p.weight, flavour, p.options.normalize)
-    sign = torch.sign(kept.sum(0))
+        return p.lambda_ * elected_sum(kept, p.weight, flavour, p.options.normalize, majority)
+    sign = torch.sign(votes(kept, majority))
     sign = torch.where(sign == 0, seen["majority"].to(sign.dtype), sign)
-    agreeing = keep(kept * sign > 0, kept)
+    # as the authors have it: where even the majority is 0, the negative entries agree
+    agreeing = keep(torch.where(sign > 0, kept, -kept) > 0, kept)
     if p.options.largest:
         return p.lambda_ * agreeing.abs().amax(0) * sign
     count = or_one(keep(agreeing != 0, torch.ones_like(agreeing)).sum(0))

@@ -1,8 +1,9 @@
-"""`paramsmith merge`: from words to a recipe; the engine is replaced by one that only remembers, but in the last test."""
+"""`paramsmith merge`: from words to a recipe; the engine is a stand-in, but in the last test."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,7 +53,9 @@ def merge(*words: str) -> Result:
 
 
 def test_models_and_options(calls: Calls) -> None:
-    words = "a b -o out --method ties --base c --weight 0.3,0.7 --density mlp=0.5 --density 0.2 --lambda 0..1".split()
+    words = shlex.split(
+        "a b -o out --method ties --base c --weight 0.3,0.7 --density mlp=0.5 --density 0.2 --lambda 0..1"
+    )
     done = merge(
         *words, "--no-normalize", "--seed", "3", "--memory", "2GB", "--compile", "never", "--shard-size", "5GB"
     )
@@ -133,7 +136,7 @@ def test_a_real_merge(tmp_path: Path) -> None:
     for name, value in (("a", 1.0), ("b", 3.0)):
         save_file({"w": torch.full((4, 4), value)}, tmp_path / f"{name}.safetensors")
     a, b, out = (str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "out"))
-    done = merge(a, b, "-o", out, "--weight", "1,3", "--compile", "never", "--json")
+    done = merge(a, b, "-o", out, "--weight", "1,3", "--memory", "4GB", "--compile", "never", "--json")
     assert done.exit_code == 0, done.stdout + done.stderr
     written = next(Path(out).glob("*.safetensors"))
     assert load_file(written)["w"].unique().tolist() == [2.5]

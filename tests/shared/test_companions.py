@@ -120,10 +120,14 @@ def test_remote_code_is_removed_at_any_depth(tmp_path):
         ({"text_config": {"tie_word_embeddings": True}}, False, {"text_config": {"tie_word_embeddings": False}}),
         ({"a": 1}, True, {"a": 1, "tie_word_embeddings": True}),
         ({"a": 1}, None, {"a": 1}),
-        ({"architectures": ["GemmaForCausalLM"]}, False, {"architectures": ["GemmaForCausalLM"], "tie_word_embeddings": False}),
+        (
+            {"architectures": ["GemmaForCausalLM"]},
+            False,
+            {"architectures": ["GemmaForCausalLM"], "tie_word_embeddings": False},
+        ),
         ({"architectures": ["ViTModel"]}, False, {"architectures": ["ViTModel"]}),
     ],
-)  # fmt: skip
+)
 def test_ties_are_what_is_written(tmp_path, raw, tied, expected):
     assert json.loads(result(tmp_path, raw, tied=tied)) == expected
 

@@ -48,6 +48,27 @@ def test_second_writer_is_told_who_holds_the_output(tmp_path: Path) -> None:
     complete(target)  # the holder is dead
 
 
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_lock_removed_while_it_is_taken_is_not_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_anew: bool
+) -> None:
+    flock, removed = destination.fcntl.flock, []
+
+    def late(fd: int, operation: int) -> None:
+        if not removed:
+            removed.append(fd)
+            lock = tmp_path / ".out.partial" / "lock"
+            lock.rename(tmp_path / "old")  # keeps its number from being used again
+            if made_anew:
+                lock.touch()
+        flock(fd, operation)
+
+    monkeypatch.setattr(destination.fcntl, "flock", late)
+    with Writer(tmp_path / "out", plan(), "k"):
+        assert (tmp_path / ".out.partial" / "lock").read_text().startswith("process ")
+    assert hidden(tmp_path) == []
+
+
 def test_one_of_two_writers_wins_every_time(tmp_path: Path) -> None:
     def attempt(barrier: threading.Barrier, target: Path) -> str:
         barrier.wait()

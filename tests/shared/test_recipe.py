@@ -253,8 +253,6 @@ def test_dump_then_parse_is_the_same_recipe(recipe: Recipe, parts: tuple[Slice, 
 
 @settings(max_examples=60)
 @given(st.text(max_size=200))
-def test_any_text_is_a_recipe_or_a_sentence(text: str) -> None:
-    try:
-        parse(text)
-    except InvalidInput as error:
-        assert error.fact.startswith("recipe.yaml:")
+def test_any_text_is_answered_with_sentences(text: str) -> None:
+    told = mistakes(text)
+    assert all(line.startswith("recipe.yaml:") for line in told)
