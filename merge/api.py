@@ -107,18 +107,19 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
 
     from .engine import job_key, run_job
     from .outcome import layout_of, write_companions
-    from .setup import make_plan, prepare_setup
+    from .setup import make_plan, prepare_setup, with_kernels
 
     options, target, started = options or RunOptions(), Path(output), time.perf_counter()
     with ExitStack() as stack:
         job = _opened(recipe, stack)
         _check_apart(target, job)
         setup, why = prepare_setup(job, options)
-        plan = make_plan(job, setup, why)
         _strictly(job.warnings, options)
+        setup, told = with_kernels(job, setup, options)
+        plan = make_plan(job, setup, why)
         layout = layout_of(job, target)
         writer = stack.enter_context(Writer(target, layout, job_key(job, setup.compiled), force=options.force))
-        warnings = (*recipe.warnings, *job.warnings, *run_job(job, setup, writer, options.progress))
+        warnings = (*recipe.warnings, *job.warnings, *told, *run_job(job, setup, writer, options.progress))
         for model in (*job.models, *([job.base] if job.base else [])):
             model.check_unchanged()
         _strictly(warnings, options)
@@ -164,7 +165,7 @@ def merge_state_dicts(
 
     from .engine import run_job
     from .job import prepare
-    from .setup import prepare_setup
+    from .setup import prepare_setup, with_kernels
 
     labels = tuple(ModelEntry(model=f"model {i + 1}") for i in range(len(models)))
     recipe = Recipe(
@@ -172,9 +173,8 @@ def merge_state_dicts(
     )
     held = [StateDict(m, e.model) for m, e in zip(models, labels, strict=True)]
     job = prepare(recipe, held, None if base is None else StateDict(base, "the base"))
-    setup, _ = prepare_setup(
-        job, RunOptions(memory=1 << 40, device=device, threads=threads, compile=compile, block=block)
-    )
+    options = RunOptions(memory=1 << 40, device=device, threads=threads, compile=compile, block=block)
+    setup, _ = with_kernels(job, prepare_setup(job, options)[0], options)
     sink = MemorySink(task.spec for task in job.tasks)
     run_job(job, setup, sink, None)
     tied = {a: n for a, n in job.reference.aliases.items() if a not in sink.tensors and n in sink.tensors}

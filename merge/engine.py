@@ -49,8 +49,6 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
     tasks = merged(job)
     warnings: list[str] = []
     if tasks:
-        if setup.compiled:
-            runner.prepare_kernels()
         for survey in job.method.surveys(job.options):
             kept = sink.recall(survey.name)
             values = run_survey(survey, tasks, runner) if kept is None else _revived(kept, runner)

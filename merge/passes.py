@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,12 +26,13 @@ from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum, Survey
 from . import programs
 from .job import Job, MergeTask
 from .parameters import Numbers, constant
-from .programs import BlockProgram, Kind, Spec, as_plain, buffers, program, torch_named
+from .programs import Kind, Spec, as_plain, buffers, program, torch_named
 
 T = TypeVar("T")
 BUILDER = "paramsmith.merge.programs"
 OUT = "out"  # the scratch that holds a pass's first buffer
-_NAMES = (OUT, "out 1", "out 2")
+_NAMES = (OUT, "out 1")
+_COUNTS = ("marks", "below")
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,10 @@ class Runner:
         kind: Kind | None,
         work: Callable[[T, Pass, Scratch], None],
         *,
-        ranks: int = 1,
         terms: int = 1,
     ) -> None:
         """Let the workers do `work` on every item."""
-        run = Pass(self, kind or "order", survey, ranks, terms, compiled=self.setup.compiled and kind is not None)
+        run = Pass(self, kind or "order", survey, terms, compiled=self.setup.compiled and kind is not None)
         run_workers(items, lambda item, scratch: work(item, run, scratch), self.setup.threads, self.setup.device)
 
     def resolved(self, task: MergeTask) -> Resolved[Any]:
@@ -123,7 +123,7 @@ class Runner:
                 found[survey.name] = tuple(survey.then(zeros, self.resolved(task)).shape)
         return found
 
-    def spec(self, kind: Kind, survey: Survey | None, task: MergeTask, ranks: int = 1, terms: int = 1) -> Spec:
+    def spec(self, kind: Kind, survey: Survey | None, task: MergeTask, terms: int = 1) -> Spec:
         """What shapes the program for a tensor in a pass."""
         raw = self.raw_dtype(task)
         shapes = self.shapes(survey.name if survey else "")
@@ -139,8 +139,7 @@ class Runner:
             self.job.deltas,
             {name: len(values) for name, values in task.numbers},
             {name: (shape, self.job.wide) for name, shape in shapes.items()},
-            ranks,
-            terms,
+            terms=terms,
         )
 
     def _settings(self) -> Iterable[tuple[str, str]]:
@@ -153,24 +152,27 @@ class Runner:
         """Compile, side by side, every kernel the job will need and the cache does not hold."""
         wanted: dict[Path, Mapping[str, object]] = {}
         for task in {self.group(t): t for t in merged(self.job)}.values():
-            for kind, survey, ranks, terms in self._stages(task):
-                spec = self.spec(kind, survey, task, ranks, terms)
+            for spec in self._specs(task):
                 wanted[self._kernel_path(spec)] = as_plain(spec)
         kernels.build(wanted, BUILDER, self.setup.threads)
 
-    def _stages(self, task: MergeTask) -> Iterable[tuple[Kind, Survey | None, int, int]]:
+    def _specs(self, task: MergeTask) -> Iterator[Spec]:
         for survey in self.job.method.surveys(self.job.options):
             if isinstance(survey, OrderStatistic):
-                yield "order", survey, len(survey.ranks(2, self.resolved(task))[0]), 1
+                ranks = len(survey.ranks(2, self.resolved(task))[0])
+                yield self.spec("order", survey, task)
+                yield count_spec(len(task.sources) - self.job.deltas, ranks, self.job.wide)
             else:
-                yield ("sum" if isinstance(survey, Sum) else "extremes"), survey, 1, self.terms(survey)
-        yield "output", None, 1, 1
+                kind: Kind = "sum" if isinstance(survey, Sum) else "extremes"
+                yield self.spec(kind, survey, task, self.terms(survey))
+        yield self.spec("output", None, task)
 
     def _kernel_path(self, spec: Spec) -> Path:
         """Found once: the code on disk may change while this runs, the code in memory does not."""
         name = json.dumps(as_plain(spec), sort_keys=True)
         if name not in self._paths:
-            self._paths[name] = kernels.kernel_path(as_plain(spec), _code(self.job.method.function))
+            code = _code(self.job.method.function if spec.method else count_spec)
+            self._paths[name] = kernels.kernel_path(as_plain(spec), code)
         return self._paths[name]
 
     def kernel(self, spec: Spec) -> Kernel:
@@ -180,7 +182,7 @@ class Runner:
             self._kernels[path] = Kernel(path, self.setup.threads)
         return self._kernels[path]
 
-    def eager(self, spec: Spec) -> BlockProgram:
+    def eager(self, spec: Spec) -> torch.nn.Module:
         """The program of a spec as it is."""
         return program(spec, self.job.method, self.job.options)
 
@@ -217,28 +219,38 @@ class Pass:
     """One kind of program over blocks: call it with a block for the filled buffers."""
 
     def __init__(
-        self, runner: Runner, kind: Kind, survey: Survey | None, ranks: int, terms: int, *, compiled: bool
+        self, runner: Runner, kind: Kind, survey: Survey | None, terms: int, *, compiled: bool
     ) -> None:
-        self.runner, self.kind, self.survey, self.ranks, self.terms = runner, kind, survey, ranks, terms
+        self.runner, self.kind, self.survey, self.terms = runner, kind, survey, terms
         self.compiled = compiled
         self._specs: dict[object, tuple[Spec, Callable[..., object]]] = {}
+        self._count: tuple[Spec, Callable[..., object]] | None = None
 
-    def __call__(self, block: Block[MergeTask], scratch: Scratch, *extra: Tensor) -> list[Tensor]:
+    def __call__(self, block: Block[MergeTask], scratch: Scratch) -> list[Tensor]:
         """The buffers the program fills, on the device; they last until the next call with this scratch."""
         spec, run = self._program(block)
-        given = [e.to(scratch.device) for e in extra]
-        filled = []
-        for i, (shape, dtype, _) in enumerate(buffers(spec, block.count)[len(given) :]):
-            filled.append(scratch.take(_NAMES[i], shape, dtype))
-        run(*self.runner.inputs(block, self.survey, scratch), *given, *filled)
+        made = buffers(spec, block.count)
+        filled = [scratch.take(name, shape, dtype) for name, (shape, dtype, _) in zip(_NAMES, made, strict=False)]
+        run(*self.runner.inputs(block, self.survey, scratch), *filled)
         self.runner.advance(sum(p.dtype.itemsize for p in block.task.sources) * block.count)
+        return filled
+
+    def count(self, scores: Tensor, low: Tensor, high: Tensor, scratch: Scratch) -> list[Tensor]:
+        """Marks of the scores within any bracket, and how many lie below each."""
+        if self._count is None:
+            spec = count_spec(len(scores), low.shape[1], self.runner.job.wide)
+            self._count = (spec, self.runner.kernel(spec) if self.compiled else self.runner.eager(spec))
+        spec, run = self._count
+        made = buffers(spec, scores.shape[1])
+        filled = [scratch.take(name, shape, dtype) for name, (shape, dtype, _) in zip(_COUNTS, made, strict=True)]
+        run(scores, low.to(scores.device), high.to(scores.device), *filled)
         return filled
 
     def _program(self, block: Block[MergeTask]) -> tuple[Spec, Callable[..., object]]:
         lone_rest = self.kind == "sum" and block.count % CUT != 0
         key = (self.runner.group(block.task), lone_rest)
         if key not in self._specs:
-            spec = self.runner.spec(self.kind, self.survey, block.task, self.ranks, self.terms)
+            spec = self.runner.spec(self.kind, self.survey, block.task, self.terms)
             compiled = self.compiled and not lone_rest
             self._specs[key] = (spec, self.runner.kernel(spec) if compiled else self.runner.eager(spec))
         return self._specs[key]
@@ -246,10 +258,13 @@ class Pass:
 
 def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scratch: Scratch) -> Floats:
     """A block's scores (rows, n), by the eager program."""
-    rows, ranks = len(block.task.sources) - runner.job.deltas, 1
-    run = Pass(runner, "order", survey, ranks, 1, compiled=False)
-    ends = torch.full((rows, ranks), torch.inf, dtype=runner.wide)
-    return run(block, scratch, -ends, ends)[0].cpu().numpy().copy()
+    run = Pass(runner, "order", survey, 1, compiled=False)
+    return run(block, scratch)[0].cpu().numpy().copy()
+
+
+def count_spec(rows: int, ranks: int, wide: str) -> Spec:
+    """The program that counts scores; the same for all methods."""
+    return Spec("count", "", "", {}, rows, wide, wide, wide, False, {}, {}, ranks)
 
 
 def merged(job: Job) -> Sequence[MergeTask]:

@@ -7,6 +7,7 @@ all in it, so that compiled they are one loop.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from paramsmith.params import Params, Resolved
 from paramsmith.registry import MergeMethod, find_method
 from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum
 
-Kind = Literal["output", "order", "sum", "extremes"]
+Kind = Literal["output", "order", "count", "sum", "extremes"]
 
 
 @dataclass(frozen=True)
@@ -105,21 +106,32 @@ class OutputProgram(BlockProgram):
 
 
 class OrderProgram(BlockProgram):
-    """Buffers: scores (rows, n), marks of those within any bracket, and the count below each (rows, ranks)."""
+    """Buffer: scores (rows, n), -inf for NaN."""
 
     def fill(self, wide, base, block, seen, p, buffers):  # type: ignore[no-untyped-def]  # noqa: D102
-        low, high, scores, marks, below = buffers
+        (scores,) = buffers
         score = self.survey().of(block, seen, p)  # type: ignore[union-attr]
-        score = torch.where(score == score, score, torch.full((), -torch.inf, dtype=score.dtype, device=score.device))
-        scores.copy_(score)
-        inside = torch.zeros((), dtype=score.dtype, device=score.device)
-        for k in range(self.spec.ranks):
-            within = ops.ones_where(score >= low[:, k : k + 1], score)
-            within = ops.keep(score <= high[:, k : k + 1], within)
-            inside = torch.maximum(inside, within)
-        marks.copy_(inside.to(torch.uint8))
-        # counts are exact in float32 up to 2**24 elements a block
-        below.copy_(torch.stack([ops.ones_where(score < low[:, k : k + 1], score).sum(-1) for k in range(low.shape[1])], 1))
+        scores.copy_(ops.known(score, -torch.inf))
+
+
+class CountProgram(nn.Module):
+    """From scores (rows, n) and brackets low and high (rows, ranks): marks of what lies within any, counts below each.
+
+    A program of its own, lest the compiler compute the scores again for every count.
+    """
+
+    def forward(self, *flat: Tensor) -> None:
+        """Fill marks (rows, n) and below (rows, ranks), whose counts are exact up to 2**24 elements a block."""
+        scores, low, high, marks, below = flat
+        ends = [(low[:, k : k + 1], high[:, k : k + 1]) for k in range(low.shape[1])]
+        if torch.compiler.is_compiling():  # as floats, which kernels vectorize
+            within = [ops.keep(scores <= last, ops.ones_where(scores >= first, scores)) for first, last in ends]
+            under = [ops.ones_where(scores < first, scores) for first, _ in ends]
+        else:
+            within = [(scores >= first) & (scores <= last) for first, last in ends]
+            under = [scores < first for first, _ in ends]
+        marks.copy_(functools.reduce(torch.maximum, within).to(torch.uint8))
+        below.copy_(torch.stack([each.sum(-1) for each in under], 1))
 
 
 class SumProgram(BlockProgram):
@@ -141,7 +153,7 @@ class ExtremesProgram(BlockProgram):
         ends.copy_(torch.stack([rows.amin(-1), rows.amax(-1)], 1))
 
 
-KINDS: Mapping[Kind, type[BlockProgram]] = {
+KINDS: Mapping[str, type[BlockProgram]] = {
     "output": OutputProgram,
     "order": OrderProgram,
     "sum": SumProgram,
@@ -149,19 +161,20 @@ KINDS: Mapping[Kind, type[BlockProgram]] = {
 }
 
 
-def program(spec: Spec, method: MergeMethod, options: Params) -> BlockProgram:
+def program(spec: Spec, method: MergeMethod, options: Params) -> nn.Module:
     """The eager program of a spec."""
-    return KINDS[spec.kind](spec, method, options)
+    return CountProgram() if spec.kind == "count" else KINDS[spec.kind](spec, method, options)
 
 
 def buffers(spec: Spec, n: int) -> list[tuple[tuple[int, ...], torch.dtype, int | None]]:
-    """Shape, dtype and free dimension of what follows the method's arguments: low and high, then the outputs."""
+    """Shape, dtype and free dimension of the buffers a program fills."""
     wide, rows = torch_named(spec.wide), spec.rows
     if spec.kind == "output":
         return [((n,), torch_named(spec.out), 0), ((1,), wide, None)]
     if spec.kind == "order":
-        ranks = ((rows, spec.ranks), wide, None)
-        return [ranks, ranks, ((rows, n), wide, 1), ((rows, n), torch.uint8, 1), ranks]
+        return [((rows, n), wide, 1)]
+    if spec.kind == "count":
+        return [((rows, n), torch.uint8, 1), ((rows, spec.ranks), wide, None)]
     if spec.kind == "sum":
         return [((spec.terms, -(-n // CUT)), torch.float64, 1)]
     return [((spec.terms, 2), wide, None)]
@@ -172,6 +185,11 @@ def example(spec: Spec, random: bool) -> tuple[list[Tensor], list[Mapping[int, o
     cuts = torch.export.Dim("cuts", min=1, max=1 << 10)
     free = CUT * cuts if spec.kind == "sum" else torch.export.Dim("n", min=1, max=1 << 24)
     n = 2 * CUT
+    if spec.kind == "count":
+        ends = torch.zeros(spec.rows, spec.ranks, dtype=torch_named(spec.wide))
+        made = [torch.zeros(shape, dtype=dtype) for shape, dtype, _ in buffers(spec, n)]
+        scores = torch.zeros(spec.rows, n, dtype=torch_named(spec.wide))
+        return [scores, ends, ends.clone(), *made], [{1: free}, None, None, {1: free}, None]
     inputs = [torch.zeros(spec.sources, n, dtype=torch_named(spec.raw))]
     dynamic: list[Mapping[int, object] | None] = [{1: free}]
     shapes: list[tuple[Sequence[int], torch.dtype]] = [
@@ -203,6 +221,9 @@ def main(path: str, text: str) -> None:
     plain = json.loads(text)
     plain["seen"] = {name: (tuple(shape), dtype) for name, (shape, dtype) in plain["seen"].items()}
     spec = Spec(**plain)
+    if spec.kind == "count":
+        compile_program(CountProgram(), *example(spec, False), Path(path))
+        return
     method = find_method(spec.method)
     made = program(spec, method, validated(method.params, spec.options, spec.method))
     compile_program(made, *example(spec, method.random), Path(path))

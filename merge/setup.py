@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from paramsmith import kernels
 from paramsmith.blocks import CUT
 from paramsmith.device import pick_device, pick_threads, resident_memory
-from paramsmith.errors import InvalidInput, Refused
+from paramsmith.errors import Failed, InvalidInput, Refused
 from paramsmith.plan import Plan, readable
 from paramsmith.surveys import OrderStatistic
 
 from .engine import total_bytes
 from .job import Job
-from .passes import Setup, merged
+from .passes import Runner, Setup, merged
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,19 @@ def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
     size = _fitting(job, budget, threads, most, compiled)
     eager = min(options.block or EAGER, _fitting(job, budget, threads, options.block or EAGER, False))
     return Setup(device, threads, size, eager, compiled), why
+
+
+def with_kernels(job: Job, setup: Setup, options: RunOptions) -> tuple[Setup, list[str]]:
+    """Compile what the job needs; where that fails and was not asked for, run eager and say so."""
+    if not setup.compiled:
+        return setup, []
+    try:
+        Runner(job, setup, lambda nbytes: None).prepare_kernels()
+    except Failed as problem:
+        if options.compile == "always":
+            raise
+        return replace(setup, compiled=False), [f"{problem.fact}: run without compiled kernels"]
+    return setup, []
 
 
 def _compiled(

@@ -94,13 +94,13 @@ def _order_statistics(survey: OrderStatistic, sets: Sets, runner: Runner) -> dic
     def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
         key, block = item
         tally = tallies[key]
-        made, marks, below = run(block, scratch, torch.from_numpy(tally.low), torch.from_numpy(tally.high))
+        (made,) = run(block, scratch)
+        marks, below = run.count(made, torch.from_numpy(tally.low), torch.from_numpy(tally.high), scratch)
         lines, marked = made.cpu().numpy(), marks.cpu().numpy()
         inside = [line[np.flatnonzero(mark)] for line, mark in zip(lines, marked.view(np.bool_), strict=True)]
         tally.add(below.cpu().numpy().astype(np.int64), inside)
 
-    width = len(next(iter(ranks.values()))[0])
-    runner.over(_blocks(sets, runner, runner.block), survey, "order", work, ranks=width)
+    runner.over(_blocks(sets, runner, runner.block), survey, "order", work)
     found = {key: tallies[key].find(ranks[key]) for key in sets}
     escaped = {key: tasks for key, tasks in sets.items() if found[key] is None}
     found.update(_by_digits(survey, escaped, ranks, runner))

@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from paramsmith.errors import Failed
+from paramsmith.errors import Failed, printable
 
 # What the compiler may hold back from fusing: nothing; a block program is one loop over its block.
 INDUCTOR = {
@@ -82,8 +82,8 @@ def build(specs: Mapping[Path, Mapping[str, object]], builder: str, at_once: int
         for path, child in children:
             _, words = child.communicate()
             if child.returncode or not path.exists():
-                last = (words.strip().splitlines() or ["no word"])[-1]
-                raise Failed(f"a kernel could not be compiled: {last}", "set --compile never to run without")
+                said = [line.strip() for line in words.splitlines() if "Error" in line] or ["no word"]
+                raise Failed(f"a kernel could not be compiled: {printable(said[-1])}", "--compile never does without")
 
 
 def _child(builder: str, path: Path, spec: Mapping[str, object]) -> subprocess.Popen[str]:

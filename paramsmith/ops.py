@@ -16,7 +16,11 @@ Majority: TypeAlias = Literal["total", "frequency"]
 
 def keep(condition: Tensor, values: Tensor) -> Tensor:
     """The values where the condition holds, 0 elsewhere."""
-    return torch.where(condition, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    if torch.compiler.is_compiling():
+        return torch.where(condition, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    # outside a kernel, torch.where takes ten times as long as masking the bits
+    words = torch.int32 if values.dtype.itemsize == 4 else torch.int64
+    return (values.view(words) & -condition.to(words)).view(values.dtype)
 
 
 def ones_where(condition: Tensor, like: Tensor) -> Tensor:
@@ -24,9 +28,11 @@ def ones_where(condition: Tensor, like: Tensor) -> Tensor:
     return keep(condition, torch.ones((), dtype=like.dtype, device=like.device))
 
 
-def known(values: Tensor) -> Tensor:
-    """The values, 0 for NaN: what a survey looks at, so that a NaN spoils its own element and not a whole model."""
-    return keep(values == values, values)
+def known(values: Tensor, instead: float = 0.0) -> Tensor:
+    """The values, and `instead` for NaN: so that a NaN spoils its own element and not a survey of the whole model."""
+    if torch.compiler.is_compiling():
+        return torch.where(values == values, values, instead)
+    return values.nan_to_num(nan=instead, posinf=torch.inf, neginf=-torch.inf)
 
 
 def trim(deltas: Tensor, threshold: Tensor) -> Tensor:
@@ -40,7 +46,7 @@ def trim(deltas: Tensor, threshold: Tensor) -> Tensor:
 
 def or_one(divisor: Tensor, floor: float = 0.0) -> Tensor:
     """The divisor, 1 where its magnitude does not exceed the floor."""
-    return torch.where(divisor.abs() > floor, divisor, torch.ones((), dtype=divisor.dtype, device=divisor.device))
+    return divisor + ones_where(divisor.abs() <= floor, divisor)
 
 
 def weighted_sum(deltas: Tensor, weight: Tensor, normalize: bool) -> Tensor:
@@ -71,7 +77,7 @@ def elected_sum(
     """
     voting = weight * kept if rule == "mergekit" else kept
     total = votes(voting, majority)
-    elected = torch.sign(total) if rule == "native" else torch.where(total >= 0, 1.0, -1.0).to(kept.dtype)
+    elected = torch.sign(total) if rule == "native" else 2 * ones_where(total >= 0, kept) - 1
     agreeing = ones_where(voting * elected > 0, kept)
     total = (agreeing * kept * weight).sum(0)
     if not normalize:

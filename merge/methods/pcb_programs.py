@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from paramsmith.ops import known, or_one
+from paramsmith.ops import known, or_one, tanh
 from paramsmith.params import Resolved
 from paramsmith.surveys import OrderStatistic, Seen
 
@@ -46,9 +46,9 @@ def competition(deltas: Tensor, seen: Seen, p: Resolved[PCB]) -> Tensor:
     within = torch.exp(alive.sum() * unit * unit)
     if p.options.variant == "vision_es":
         signed = torch.sign(deltas) * unit * alive
-        return within * sum(torch.tanh(signed * other) for other in signed)
+        return within * sum(tanh(signed * other) for other in signed)
     voice = torch.sign(deltas) * unit if p.options.variant == "vision" else deltas
-    return within * torch.tanh(deltas * (voice * alive).sum(0))
+    return within * tanh(deltas * (voice * alive).sum(0))
 
 
 def weights(deltas: Tensor, seen: Seen, p: Resolved[PCB]) -> tuple[Tensor, Tensor]:

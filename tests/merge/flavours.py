@@ -82,7 +82,9 @@ ALL = covering(EVERY, 2)  # every pair of options: all that laws need, and a ten
 FEW = covering(EVERY, 1)  # every option once: for what is slow
 
 
-def state_dict(seed: int, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def state_dict(
+    seed: int, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Normal numbers, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}

@@ -47,7 +47,7 @@ def elected(kept: Array, weight: Sequence[float], rule: str, normalize: bool, ma
 
 
 def ties(
-    deltas: Array, density: Sequence[float], weight: Sequence[float], rule: str, normalize: bool, majority: str = "total"
+    deltas: Array, density: Sequence[float], weight: Sequence[float], rule: str, normalize: bool, majority: str
 ) -> Array:
     kept = trimmed(deltas, [max(1, int(d * deltas.shape[1])) for d in density])
     return elected(kept, weight, rule, normalize, majority)

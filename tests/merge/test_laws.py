@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ flavours_and_bases = pytest.mark.parametrize(("flavour", "based"), BASED)
 each_method = pytest.mark.parametrize("method", methods().values(), ids=list(methods()))
 
 
-def given(flavour: Flavour, based: bool, models: int = 3, dtype: torch.dtype = torch.float32) -> tuple[list, dict | None]:
+def given(flavour: Flavour, based: bool, models: int = 3, dtype: torch.dtype = torch.float32) -> tuple[list, Any]:
     made = [state_dict(seed, SHAPES, dtype) for seed in range(flavour.count(models))]
     return made, state_dict(99, SHAPES, dtype) if based else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paramsmith import order
-from paramsmith.blocks import CUT
+from paramsmith.blocks import CUT, sample
 from paramsmith.errors import InvalidInput
 from paramsmith.memory import StateDict
 from paramsmith.merge import merge_state_dicts
@@ -34,6 +35,7 @@ def surveyed(models: Models, survey: Survey, block: int = CUT, threads: int = 2)
     entries = tuple(ModelEntry(model=f"model {i + 1}") for i in range(len(models)))
     held = [StateDict(m, e.model) for m, e in zip(models, entries, strict=True)]
     job = prepare(Recipe(method="linear", models=entries), held, None)
+    job = replace(job, method=replace(job.method, surveys=lambda options: [survey]))
     setup, _ = prepare_setup(job, RunOptions(memory=1 << 40, threads=threads, compile="never", block=block))
     runner = Runner(job, setup, lambda nbytes: None)
     return {key: value.numpy() for key, value in run_survey(survey, merged(job), runner).items()}
@@ -118,8 +120,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_data_that_hides_from_the_sample_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything large lies where the sample does not look: a true adversary, with nothing patched but the counter."""
     calls = counted(monkeypatch)
-    from paramsmith.blocks import sample
-
     count = 3_000_000
     tasks = [StateDict({"w": torch.zeros(count)}, "m").tensors["w"]]
     looked = np.zeros(count, dtype=bool)
@@ -220,7 +220,8 @@ def test_what_a_survey_of_the_whole_model_uses_cannot_vary_by_tensor(method: str
         assert [int((t != 0).sum()) for t in found.values()] == [1, 5]
     # what no survey uses may vary
     gradient = {"gradient": [0, 1]}
-    found = merge_state_dicts(models, base=base, method=method, **{"lambda": gradient})
+    more = {"ratio": 0.5} if method == "pcb" else {}
+    found = merge_state_dicts(models, base=base, method=method, **more, **{"lambda": gradient})
     assert [bool(t.any()) for t in found.values()] == [False, True]
 
 
