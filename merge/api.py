@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from paramsmith.checkpoint import Checkpoint
-from paramsmith.device import DEFAULT_MEMORY, parse_bytes
+from paramsmith.device import DEFAULT_MEMORY, parse_bytes, resident_memory
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.plan import Plan
 from paramsmith.recipe import ModelEntry, Recipe
@@ -208,5 +208,7 @@ def _strictly(warnings: Sequence[str], options: RunOptions) -> None:
 
 
 def memory_of(options: RunOptions) -> int:
-    """The memory budget in bytes."""
-    return DEFAULT_MEMORY if options.memory is None else parse_bytes(options.memory)
+    """The memory budget in bytes; by default it makes room in a process that holds much already."""
+    if options.memory is not None:
+        return parse_bytes(options.memory)
+    return max(DEFAULT_MEMORY, resident_memory() + DEFAULT_MEMORY // 2)
