@@ -128,8 +128,8 @@ class CountProgram(nn.Module):
             within = [ops.keep(scores <= last, ops.ones_where(scores >= first, scores)) for first, last in ends]
             under = [ops.ones_where(scores < first, scores) for first, _ in ends]
         else:
-            within = [(scores >= first) & (scores <= last) for first, last in ends]
             under = [scores < first for first, _ in ends]
+            within = [(scores <= last) ^ less for (_, last), less in zip(ends, under, strict=True)]
         marks.copy_(functools.reduce(torch.maximum, within).to(torch.uint8))
         below.copy_(torch.stack([each.sum(-1) for each in under], 1))
 

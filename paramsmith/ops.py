@@ -78,11 +78,12 @@ def elected_sum(
     voting = weight * kept if rule == "mergekit" else kept
     total = votes(voting, majority)
     elected = torch.sign(total) if rule == "native" else 2 * ones_where(total >= 0, kept) - 1
-    agreeing = ones_where(voting * elected > 0, kept)
-    total = (agreeing * kept * weight).sum(0)
+    agreeing = (voting * elected).clamp_min(0)  # magnitudes of what agrees, 0 for the rest
+    total = (agreeing if rule == "mergekit" else agreeing * weight).sum(0) * elected
     if not normalize:
         return total
-    return total / or_one((agreeing if rule == "peft" else agreeing * weight).sum(0))
+    count = torch.sign(agreeing)
+    return total / or_one((count if rule == "peft" else count * weight).sum(0))
 
 
 def tanh(x: Tensor) -> Tensor:

@@ -37,11 +37,16 @@ def undecided(cut: Tensor) -> Mapping[int, str]:
 clip = OrderStatistic("clip", lambda deltas, seen, p: known(deltas).abs(), clip_ranks, notes=idle)
 
 
+def clipped(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The values, none below low or above high."""
+    return torch.minimum(torch.maximum(values, low), high)
+
+
 def competition(deltas: Tensor, seen: Seen, p: Resolved[PCB]) -> Tensor:
     """The score of each entry: exp(n u**2) times tanh of its agreement with the others; (models, n)."""
     low, high = seen["clip"][:, :1], seen["clip"][:, 1:]  # (models, 1)
     deltas = known(deltas)
-    unit = (deltas.abs().clamp(low, high) - low) / or_one(high - low)
+    unit = (clipped(deltas.abs(), low, high) - low) / or_one(high - low)
     alive = torch.sign(high - low)
     within = torch.exp(alive.sum() * unit * unit)
     if p.options.variant == "vision_es":
@@ -55,6 +60,6 @@ def weights(deltas: Tensor, seen: Seen, p: Resolved[PCB]) -> tuple[Tensor, Tenso
     """The weight of each entry, 0 for a model that cannot compete, and the clipped task vectors: (models, n) each."""
     low, high = seen["clip"][:, :1], seen["clip"][:, 1:]
     least, most = seen["cut"][:, :1], seen["cut"][:, 1:]
-    score = torch.minimum(torch.maximum(competition(deltas, seen, p), least), most)
+    score = clipped(competition(deltas, seen, p), least, most)
     weight = torch.sign(high - low) * (score - least) / or_one(most - least)
-    return weight, torch.sign(deltas) * deltas.abs().clamp(low, high)
+    return weight, torch.sign(deltas) * clipped(deltas.abs(), low, high)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paramsmith.blocks import Block, cut, sample
@@ -43,6 +43,7 @@ def check_shape(block: Block[Task], size: int) -> None:
 
 
 @given(COUNTS, st.integers(1, 100), st.sampled_from(["a", "ab", "abc"]), st.booleans())
+@example([1, 2, 2, 2, 2], 8, "a", True)  # a pack that the last would overfill by one
 def test_every_element_is_in_one_block(counts: list[int], size: int, kinds: str, packed: bool) -> None:
     made = tasks(counts, kinds)
     blocks = list(cut(made, size, (lambda task: task.kind) if packed else None))
