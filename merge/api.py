@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.device import DEFAULT_MEMORY, parse_bytes, resident_memory
-from paramsmith.errors import Failed, InvalidInput, printable
+from paramsmith.errors import Failed, InvalidInput, MergeWarning, printable
 from paramsmith.plan import Plan
 from paramsmith.recipe import ModelEntry, Recipe
 
@@ -119,13 +120,13 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
         plan = make_plan(job, setup, why)
         layout = layout_of(job, target)
         writer = stack.enter_context(Writer(target, layout, job_key(job, setup.compiled), force=options.force))
-        warnings = (*recipe.warnings, *job.warnings, *told, *run_job(job, setup, writer, options.progress))
+        told_all = (*recipe.warnings, *job.warnings, *told, *run_job(job, setup, writer, options.progress))
         for model in (*job.models, *([job.base] if job.base else [])):
             model.check_unchanged()
-        _strictly(warnings, options)
+        _strictly(told_all, options)
         write_companions(job, writer, target)
         writer.publish()
-    return MergeReport(target, plan, warnings, time.perf_counter() - started)
+    return MergeReport(target, plan, told_all, time.perf_counter() - started)
 
 
 def plan(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | None = None) -> Plan:
@@ -155,7 +156,7 @@ def merge_state_dicts(
     block: int | None = None,
     **parameters: object,
 ) -> dict[str, Tensor]:
-    """Merge dicts of tensors in memory, by the same engine; the result is on the CPU.
+    """Merge dicts of tensors in memory, by the same engine; the result is on the CPU, warnings are Python's.
 
     >>> import torch
     >>> merge_state_dicts([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weight=[1, 3])["w"].tolist()
@@ -174,9 +175,10 @@ def merge_state_dicts(
     held = [StateDict(m, e.model) for m, e in zip(models, labels, strict=True)]
     job = prepare(recipe, held, None if base is None else StateDict(base, "the base"))
     options = RunOptions(memory=1 << 40, device=device, threads=threads, compile=compile, block=block)
-    setup, _ = with_kernels(job, prepare_setup(job, options)[0], options)
+    setup, told = with_kernels(job, prepare_setup(job, options)[0], options)
     sink = MemorySink(task.spec for task in job.tasks)
-    run_job(job, setup, sink, None)
+    for warning in (*job.warnings, *told, *run_job(job, setup, sink, None)):
+        warnings.warn(warning, MergeWarning, stacklevel=2)
     tied = {a: n for a, n in job.reference.aliases.items() if a not in sink.tensors and n in sink.tensors}
     return sink.tensors | {alias: sink.tensors[name] for alias, name in tied.items()}
 

@@ -26,6 +26,7 @@ class Scopes:
         self.options = validated(method.params, recipe.parameters, method.name)
         scopes = [validated(method.params, s, method.name) for s in (inner, recipe.parameters)]
         own = [validated(method.params, entry, method.name) for entry in entries]
+        self._check_own(entries, own, names)
         self._chains: dict[str, list[list[Setting[float]]]] = {}
         for name, kind in method.params.settings().items():
             said = [s for s, plain in zip(scopes, (inner, recipe.parameters), strict=True) if _says(plain, name, names)]
@@ -35,6 +36,18 @@ class Scopes:
             mine = [[getattr(o, name)] if _says(e, name, names) else [] for o, e in zip(own, entries, strict=True)]
             self._chains[name] = [m + common for m in mine] if kind == "model" else [common]
         self._checked: set[Numbers] = set()
+
+    def _check_own(
+        self, entries: Sequence[Mapping[str, object]], own: Sequence[Params], names: Mapping[str, str]
+    ) -> None:
+        kinds = self.method.params.settings()
+        for entry, options in zip(entries, own, strict=True):
+            for key in entry:
+                name = names.get(key, key)
+                if kinds.get(name) != "model":
+                    raise InvalidInput(f"{key} is not set model by model", "give it once, for the whole merge")
+                if len(getattr(options, name).models) != 1:
+                    raise InvalidInput(f"{key} of one model has several values", "a model's own entry takes one value")
 
     def _check_width(self, name: str, kind: str, settings: Sequence[Setting[float]]) -> None:
         shown = self.method.params.model_fields[name].alias or name
@@ -71,14 +84,3 @@ def _says(plain: Mapping[str, object], name: str, names: Mapping[str, str]) -> b
 def _first(chain: Sequence[Setting[float]], model: int, name: str, layer: Layer | None) -> float:
     values = (setting.at(model, name, layer) for setting in chain)
     return next(value for value in values if value is not None)
-
-
-def constant(tasks: Sequence[Numbers], method: MergeMethod, options: Params) -> Numbers:
-    """The values a survey of the whole model may use: those that are the same at every tensor."""
-    first = tasks[0]
-    for numbers in tasks:
-        if numbers != first:
-            named = next(a[0] for a, b in zip(first, numbers, strict=True) if a != b).rstrip("_")
-            fact = f"{method.name} looks at the whole model at once, so {named} cannot vary from tensor to tensor"
-            raise InvalidInput(fact, "give it one value a model, or a flavour that works tensor by tensor")
-    return first

@@ -17,6 +17,7 @@ from torch import Tensor
 from paramsmith import gram, kernels, ops
 from paramsmith.blocks import CUT, Block
 from paramsmith.dtypes import torch_dtype
+from paramsmith.errors import InvalidInput
 from paramsmith.kernels import Kernel
 from paramsmith.order import Floats
 from paramsmith.params import Resolved
@@ -25,7 +26,7 @@ from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum, Survey
 
 from . import programs
 from .job import Job, MergeTask
-from .parameters import Numbers, constant
+from .parameters import Numbers
 from .programs import Kind, Spec, as_plain, buffers, program, torch_named
 
 T = TypeVar("T")
@@ -87,15 +88,10 @@ class Runner:
         run = Pass(self, kind or "order", survey, terms, compiled=self.setup.compiled and kind is not None)
         run_workers(items, lambda item, scratch: work(item, run, scratch), self.setup.threads, self.setup.device)
 
-    def resolved(self, task: MergeTask) -> Resolved[Any]:
-        """The parameters at one tensor, as the surveys' own functions see them; the same at all for a whole model."""
-        numbers = dict(task.numbers)
-        return Resolved(self.job.options, {}, numbers)
-
-    def check_constant(self) -> None:
-        """InvalidInput when a survey of the whole model meets a parameter that varies from tensor to tensor."""
-        if any(s.scope == "model" for s in self.job.method.surveys(self.job.options)):
-            constant([t.numbers for t in merged(self.job)], self.job.method, self.job.options)
+    def resolved(self, survey: Survey, tasks: Sequence[MergeTask] | None = None) -> Resolved[Any]:
+        """The parameters as a survey's own functions see them: of one tensor, or what all tensors agree on."""
+        about = merged(self.job) if tasks is None else tasks
+        return Common(self.job, about if survey.scope == "model" else about[:1])
 
     def terms(self, survey: Sum | Extremes) -> int:
         """How many terms a survey's function gives, from one element of zeros."""
@@ -115,13 +111,17 @@ class Runner:
             if survey.name == before:
                 break
             if isinstance(survey, OrderStatistic):
-                found[survey.name] = (rows, len(survey.ranks(2, self.resolved(task))[0]))
+                found[survey.name] = (rows, self.ranks(survey))
             elif isinstance(survey, Extremes):
                 found[survey.name] = (self.terms(survey), 2)
             else:
                 zeros = torch.zeros(self.terms(survey), dtype=torch.float64)
-                found[survey.name] = tuple(survey.then(zeros, self.resolved(task)).shape)
+                found[survey.name] = tuple(survey.then(zeros, self.resolved(survey)).shape)
         return found
+
+    def ranks(self, survey: OrderStatistic) -> int:
+        """How many ranks a survey wants of each row."""
+        return len(survey.ranks(2, self.resolved(survey))[0])
 
     def spec(self, kind: Kind, survey: Survey | None, task: MergeTask, terms: int = 1) -> Spec:
         """What shapes the program for a tensor in a pass."""
@@ -159,9 +159,8 @@ class Runner:
     def _specs(self, task: MergeTask) -> Iterator[Spec]:
         for survey in self.job.method.surveys(self.job.options):
             if isinstance(survey, OrderStatistic):
-                ranks = len(survey.ranks(2, self.resolved(task))[0])
                 yield self.spec("order", survey, task)
-                yield count_spec(len(task.sources) - self.job.deltas, ranks, self.job.wide)
+                yield count_spec(len(task.sources) - self.job.deltas, self.ranks(survey), self.job.wide)
             else:
                 kind: Kind = "sum" if isinstance(survey, Sum) else "extremes"
                 yield self.spec(kind, survey, task, self.terms(survey))
@@ -208,7 +207,8 @@ class Runner:
     def _random(self, block: Block[MergeTask], scratch: Scratch) -> list[Tensor]:
         span, seed = block.spans[0], self.job.recipe.seed
         rows = len(span.task.sources) - self.job.deltas
-        words = [_word(seed, span.task.spec.name, span.start >> 32), *(_word(seed, "", model) for model in range(rows))]
+        name, page = span.task.spec.name, span.start >> 32
+        words = [_word(seed, page, name, model) for model in range(-1, rows)]
         low = (span.start & 0xFFFFFFFF) - ((span.start & 0x80000000) << 1)  # as a signed 32-bit number
         key = torch.tensor(words, dtype=torch.int32, device=scratch.device)
         start = torch.tensor([low], dtype=torch.int32, device=scratch.device)
@@ -256,6 +256,23 @@ class Pass:
         return self._specs[key]
 
 
+class Common(Resolved[Any]):
+    """The parameters that several tensors share; InvalidInput when one is asked for that varies among them."""
+
+    def __init__(self, job: Job, tasks: Sequence[MergeTask]) -> None:
+        super().__init__(job.options, {}, dict(tasks[0].numbers))
+        self._job, self._tasks = job, tasks
+
+    def values(self, name: str) -> tuple[float, ...]:
+        """The values of a parameter."""
+        first = super().values(name)
+        if any(dict(numbers)[name] != first for numbers in {task.numbers for task in self._tasks}):
+            method, shown = self._job.method, self._job.method.params.model_fields[name].alias or name
+            fact = f"{method.name} looks at the whole model at once, so {shown} cannot vary from tensor to tensor"
+            raise InvalidInput(fact, "give it one value a model, or a flavour that works tensor by tensor")
+        return first
+
+
 def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scratch: Scratch) -> Floats:
     """A block's scores (rows, n), by the eager program."""
     run = Pass(runner, "order", survey, 1, compiled=False)
@@ -272,8 +289,8 @@ def merged(job: Job) -> Sequence[MergeTask]:
     return [task for task in job.tasks if not task.copied and task.count]
 
 
-def _word(seed: int, name: str, number: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{number}/{name}".encode(), digest_size=4).digest()
+def _word(seed: int, page: int, name: str, model: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{page}/{model}/{name}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

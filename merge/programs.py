@@ -97,7 +97,8 @@ class OutputProgram(BlockProgram):
     def fill(self, wide, base, block, seen, p, buffers):  # type: ignore[no-untyped-def]  # noqa: D102
         out, top = buffers
         value = self.method.function(block, seen, p)
-        value = (value if base is None else base + value).to(out.dtype)
+        # base - (0 - value) is base + value, and leaves a base of -0.0 as it is where the update is 0
+        value = (value if base is None else base - (0 - value)).to(out.dtype)
         out.copy_(value)
         size = wide.abs().sum(0)
         if out.dtype == torch.float16:  # whose range is narrow enough to leave
@@ -150,7 +151,7 @@ class ExtremesProgram(BlockProgram):
     def fill(self, wide, base, block, seen, p, buffers):  # type: ignore[no-untyped-def]  # noqa: D102
         (ends,) = buffers
         rows = self.survey().of(block, seen, p)  # type: ignore[union-attr]
-        ends.copy_(torch.stack([rows.amin(-1), rows.amax(-1)], 1))
+        ends.copy_(torch.stack([ops.known(rows, torch.inf).amin(-1), ops.known(rows, -torch.inf).amax(-1)], 1))
 
 
 KINDS: Mapping[str, type[BlockProgram]] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from paramsmith import kernels
 from paramsmith.blocks import CUT
 from paramsmith.device import pick_device, pick_threads, resident_memory
@@ -17,8 +19,6 @@ from .job import Job
 from .passes import Runner, Setup, merged
 
 if TYPE_CHECKING:
-    import torch
-
     from .api import RunOptions
 
 # Blocks, in elements: what measured best; compiled and eager on the CPU, and on a GPU.
@@ -36,6 +36,8 @@ def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
     """How to run the job, and why so."""
     from .api import memory_of
 
+    if merged(job):
+        Runner(job, Setup(torch.device("cpu"), 1, CUT, CUT, False), lambda nbytes: None).shapes()  # surveys agree
     device = pick_device(options.device)
     threads = pick_threads(options.threads)
     budget = memory_of(options)
@@ -108,7 +110,7 @@ def _fitting(job: Job, budget: int, threads: int, most: int, compiled: bool) -> 
     room = _left(budget) // (threads * _per_element(job, compiled))
     size = most
     while size > CUT and size > room:
-        size //= 2
+        size = max(CUT, size // 2 // CUT * CUT)
     if size > room:
         least = threads * _per_element(job, compiled) * CUT + budget - _left(budget)
         fact = f"a memory budget of {readable(budget)} is too small for {threads} threads"

@@ -65,7 +65,7 @@ def _sums(survey: Sum, sets: Sets, runner: Runner) -> dict[str, Tensor]:
     for key, tasks in sets.items():
         # one fixed order of addition, whatever the blocks were
         total = torch.from_numpy(totals[key].sum(axis=1))
-        values[key] = survey.then(total, runner.resolved(tasks[0]))
+        values[key] = survey.then(total, runner.resolved(survey, tasks))
     return values
 
 
@@ -88,7 +88,7 @@ def _extremes(survey: Extremes, sets: Sets, runner: Runner) -> dict[str, Tensor]
 
 def _order_statistics(survey: OrderStatistic, sets: Sets, runner: Runner) -> dict[str, Tensor]:
     counts = {key: sum(task.count for task in tasks) for key, tasks in sets.items()}
-    ranks = {key: survey.ranks(counts[key], runner.resolved(tasks[0])) for key, tasks in sets.items()}
+    ranks = {key: survey.ranks(counts[key], runner.resolved(survey, tasks)) for key, tasks in sets.items()}
     tallies = _brackets(survey, sets, counts, ranks, runner)
 
     def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:

@@ -36,6 +36,10 @@ class Failed(ParamsmithError):
     exit_code = 1
 
 
+class MergeWarning(UserWarning):
+    """Something about the inputs that a caller in Python should know; commands print it."""
+
+
 def printable(text: object, limit: int = 120) -> str:
     """Make text from an input safe for a terminal: control characters escaped, the middle of long text cut out.
 

@@ -124,6 +124,8 @@ class Kernel:
         counted = ctypes.c_size_t()
         self._library.AOTInductorModelContainerGetNumOutputs(self._container, ctypes.byref(counted))
         self._outputs = counted.value
+        self._library.AOTInductorModelContainerGetNumInputs(self._container, ctypes.byref(counted))
+        self._inputs = counted.value
         self._path = path
         # both with their types declared: called for every block
         self._run = self._library.AOTInductorModelContainerRun
@@ -139,6 +141,8 @@ class Kernel:
 
     def __call__(self, *tensors: Tensor) -> None:
         """Run on contiguous CPU tensors of the shapes and dtypes the program was compiled for."""
+        if len(tensors) != self._inputs:
+            raise Failed(f"the compiled kernel {self._path.name} is of another version", "remove the kernel cache")
         handles = (ctypes.c_void_p * len(tensors))()
         for i, tensor in enumerate(tensors):
             handles[i] = self._handle(tensor)  # handed over: the library frees it

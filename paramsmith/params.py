@@ -123,6 +123,8 @@ def _chains(plain: object) -> list[list[dict[str, object]]]:
 
 
 def _per_model(value: object) -> list[object]:
+    if isinstance(value, list | tuple) and not value:
+        raise ValueError("an empty list of values")
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -176,6 +178,7 @@ def _parsed(wanted: str) -> list[str]:
     return terms
 
 
+_ENDING = re.compile(r"(.[0-9]+)+$")
 _LAYERS = re.compile(r"layers\[(-?\d+)?:(-?\d+)?\]")
 
 
@@ -262,6 +265,6 @@ def validated(params: type[P], values: Mapping[str, object], where: str) -> P:
         return params.model_validate(dict(values))
     except ValidationError as problem:
         told = [(".".join(str(p) for p in e["loc"] if p not in ("models", "anchors")), e) for e in problem.errors()]
-        facts = [f"{re.sub(r'(.[0-9]+)+$', '', name)}: {e['msg']}, found {printable(e['input'], 40)}" for name, e in told]
+        facts = [f"{_ENDING.sub('', name)}: {e['msg']}, found {printable(e['input'], 40)}" for name, e in told]
         unique = "; ".join(dict.fromkeys(facts))
         raise InvalidInput(f"{where}: {unique}", f"see: paramsmith methods {where}") from None
