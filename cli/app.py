@@ -80,7 +80,8 @@ class App(click.Group):
             return _report(error, as_json)
         except KeyboardInterrupt as interrupt:
             code = TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
-            show_error("terminated" if code == TERMINATED else "interrupted", "", code, as_json)
+            hint = "; ".join(getattr(interrupt, "__notes__", ()))
+            show_error("terminated" if code == TERMINATED else "interrupted", hint, code, as_json)
             return code
 
     def _run(self, words: list[str], as_json: bool) -> int:

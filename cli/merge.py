@@ -61,7 +61,7 @@ def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: 
         return
     with bar(not quiet) as progress:
         report = run(recipe, output or Path("merged"), _run_options(options, progress))
-    _show(report, len(recipe.models), quiet)
+    _show(report, recipe, quiet)
 
 
 def _recipe(models: tuple[str, ...], options: Mapping[str, object]) -> Recipe:
@@ -123,14 +123,17 @@ def _run_options(options: Mapping[str, object], progress: object = None) -> RunO
     return RunOptions(**named, progress=progress)  # type: ignore[arg-type]
 
 
-def _show(report: MergeReport, models: int, quiet: bool) -> None:
+def _show(report: MergeReport, recipe: Recipe, quiet: bool) -> None:
     if wants_json():
         return show_json(report.to_json())
     for warning in report.warnings:
-        show_warning(warning)
+        if warning not in recipe.warnings:  # those were shown before the work began
+            show_warning(warning)
     if not quiet:
+        models = len({*(e.model for e in recipe.models), *(s.model for p in recipe.slices or () for s in p.sources)})
         nbytes = report.plan.bytes_written
         speed = f"{size_text(nbytes / max(report.seconds, 1e-9))}/s"
-        told = f"{size_text(nbytes)} from {models} models in {report.seconds:.1f} s, {speed}, {report.path}"
+        what = f"{size_text(nbytes)} from {models} model{'s' * (models != 1)}"
+        told = f"{what} in {report.seconds:.1f} s, {speed}, {report.path}"
         click.echo(f"{printable(report.output, 2000)}: {told}")
     return None

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .job import Job
-    from .passes import Setup
 
 Compile = Literal["auto", "always", "never"]
 Progress = Callable[[int, int], None]
@@ -114,8 +113,8 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
     with ExitStack() as stack:
         job = _opened(recipe, stack)
         _check_apart(target, job)
+        _strictly((*recipe.warnings, *job.warnings), options)
         setup, why = prepare_setup(job, options)
-        _strictly(job.warnings, options)
         setup, told = with_kernels(job, setup, options)
         plan = make_plan(job, setup, why)
         layout = layout_of(job, target)
@@ -137,9 +136,11 @@ def plan(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | N
     with ExitStack() as stack:
         job = _opened(recipe, stack)
         _check_apart(Path(output), job)
+        warnings = (*recipe.warnings, *job.warnings)
+        _strictly(warnings, options)
         setup, why = prepare_setup(job, options)
         made = make_plan(job, setup, why)
-    return replace(made, warnings=(*recipe.warnings, *job.warnings))
+    return replace(made, warnings=warnings)
 
 
 def merge_state_dicts(
@@ -194,11 +195,12 @@ def _opened(recipe: Recipe, stack: ExitStack) -> Job:
 
 
 def _check_apart(target: Path, job: Job) -> None:
-    """The output must not lie in an input, nor an input in the output."""
+    """The output must not lie in an input, nor an input in the output, wherever links lead."""
     place = target.resolve()
     for model in (*job.models, *([job.base] if job.base else [])):
-        home = Path(model.label).resolve()
-        if place == home or home in place.parents or place in home.parents:
+        files = {info.file for info in model.tensors.values()}
+        homes = {Path(model.label).resolve(), *(file.resolve() for file in files)}
+        if any(place == home or home in place.parents or place in home.parents for home in homes):
             fact = f"the output {printable(target)} and the input {printable(model.label)} lie in one another"
             raise InvalidInput(fact, "write to a folder of its own")
 

@@ -54,10 +54,12 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
             values = run_survey(survey, tasks, runner) if kept is None else _revived(kept, runner)
             if kept is None:
                 sink.remember(survey.name, {key: value.tolist() for key, value in values.items()})
+            if isinstance(survey, OrderStatistic):
+                warnings += _notes(survey, values, job)
+                values = {key: survey.then(value) if survey.then else value for key, value in values.items()}
             runner.values[survey.name] = {k: v.to(setup.device, runner.wide) for k, v in values.items()}
-            warnings += _notes(survey, values, job) if isinstance(survey, OrderStatistic) else []
     warnings += _copies(job, setup, sink, meter)
-    health = Health(job, runner.wide)
+    health = Health(job, runner.wide, sink.remember, sink.recall)
     _output(tasks, runner, sink, health)
     return warnings + health.warnings()
 
@@ -82,6 +84,7 @@ def _output(tasks: Sequence[MergeTask], runner: Runner, sink: Sink, health: Heal
     def todo() -> Iterator[Block[MergeTask]]:
         for block in cut(tasks, runner.block, group):
             if all(sink.is_finished(*done) for done in _ranges(block)):
+                health.skip(block)
                 runner.advance(block.count * sum(p.dtype.itemsize for p in block.task.sources))
             else:
                 yield block
@@ -140,7 +143,7 @@ def _copies(job: Job, setup: Setup, sink: Sink, meter: _Meter) -> list[str]:
         name = printable(sorted(differing)[0])
         hint = "only floating-point tensors are merged; name a base to take the others from it"
         raise Failed(f"the integer tensor {name} differs between the models", hint)
-    return [f"{printable(name)}: integers differ between the models, copied from the base" for name in sorted(differing)]
+    return [f"{printable(n)}: integers differ between the models, copied from the base" for n in sorted(differing)]
 
 
 def _revived(kept: object, runner: Runner) -> dict[str, Tensor]:

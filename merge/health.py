@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,19 +21,26 @@ from .job import Job, MergeTask, Part
 
 # Sums of a few values this large leave float32.
 LARGE = 1e37
+_KEY = "health of "  # and the tensor's name: what the journal knows it by
 # Elements at a tensor's beginning that are enough to see it is not dead.
 HEAD = 64
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
+
+Note = Callable[[str, object], None]
 
 
 class Health:
-    """Collects what is wrong, by tensor; filled by many workers."""
+    """Collects what is wrong, by tensor; filled by many workers. `remember` and `recall` keep it over interruptions."""
 
-    def __init__(self, job: Job, wide: torch.dtype) -> None:
-        self._job, self._wide = job, wide
+    def __init__(self, job: Job, wide: torch.dtype, remember: Note, recall: Callable[[str], object]) -> None:
+        self._job, self._wide, self._remember = job, wide, remember
         self._labels = [m.label for m in ([job.base] if job.deltas and job.base else [])]
         self._labels += [m.label for m in job.models]
         self._found: dict[str, set[tuple[int, str]]] = {}
+        for task in job.tasks:
+            kept = recall(_KEY + task.spec.name)
+            if isinstance(kept, list):
+                self._found[task.spec.name] = {(number, fault) for number, fault in kept}
         self._dull: dict[str, MergeTask] = {}
         self._lock = threading.Lock()
 
@@ -46,6 +53,11 @@ class Health:
         if not top <= LARGE:
             for span in block.spans:
                 self._look_closely(span, raw, out)
+
+    def skip(self, block: Block[MergeTask]) -> None:
+        """A block that an earlier run merged: its faults are known, but for zeros."""
+        with self._lock:
+            self._dull.update((span.task.spec.name, span.task) for span in block.spans if span.start == 0)
 
     def _look_for_zeros(self, starts: Sequence[Span[MergeTask]], raw: Tensor) -> None:
         if len(starts) == 1:
@@ -64,7 +76,10 @@ class Health:
             found = {(len(self._labels), "overflows its dtype")}
         if found:
             with self._lock:
-                self._found.setdefault(span.task.spec.name, set()).update(found)
+                known = self._found.setdefault(span.task.spec.name, set())
+                if not found <= known:
+                    known |= found
+                    self._remember(_KEY + span.task.spec.name, sorted(known))
 
     def warnings(self) -> list[str]:
         """One sentence for every fault, in the order of the result."""

@@ -14,14 +14,19 @@ from paramsmith.dtypes import DType, parse_dtype
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.header import TensorInfo, TensorSpec
 from paramsmith.memory import StateDict
+from paramsmith.model_config import layer_index
 from paramsmith.params import Params
 from paramsmith.recipe import Recipe
 from paramsmith.registry import MergeMethod, find_method
+from paramsmith.ties import TIES
 
 from .parameters import Numbers, Scopes
 from .stacking import Place, places
 
 Model = Checkpoint | StateDict
+
+# What tie_word_embeddings of a config.json is about.
+_HEADS = {tie.alias for tie in TIES if tie.kind == "head" and tie.alias.endswith(".weight")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Job:
     tasks: tuple[MergeTask, ...]
     deltas: bool
     wide: str
-    tied: bool
+    tied: bool | None
     layers: int | None
     warnings: tuple[str, ...] = field(default=())
 
@@ -86,27 +91,29 @@ def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None) -> Job:
     _check_models(method, models, base, deltas=deltas, stacked=recipe.slices is not None)
     everyone = ([base] if base else []) + list(models)
     warnings = [f"{m.label}: {w}" if m.label not in w else w for m in everyone for w in m.warnings]
-    warnings += _left_out(everyone)
-    listed = places(recipe, models, everyone[0], warnings)
-    chosen = parse_dtype(recipe.out_dtype or recipe.dtype) if recipe.out_dtype or recipe.dtype else None
+    warnings += _left_out(everyone, stacked=recipe.slices is not None)
+    listed = places(recipe, models, everyone[0], base if deltas else None, warnings)
+    wanted = recipe.out_dtype or recipe.dtype
+    chosen = parse_dtype(wanted) if wanted else None
     if chosen and chosen.kind != "float":
         raise InvalidInput(f"the result cannot be stored as {chosen.code}", "float64, float32, float16 or bfloat16")
     scopes: dict[int, Scopes] = {}
     tasks = []
     for place in listed:
         inner = scopes.setdefault(place.part, Scopes(method, recipe, place.entries, place.parameters))
-        task = _task(place, base if deltas else None, everyone[0], method, inner, chosen, recipe.missing, warnings)
+        task = _task(place, base if deltas else None, method, inner, chosen, recipe.missing, warnings)
         if task:
             tasks.append(task)
     wide = "float64" if any(p.dtype.code == "F64" for t in tasks if not t.copied for p in t.sources) else "float32"
-    written = {t.spec.name for t in tasks}
-    tied = bool(everyone[0].aliases) and not any(alias in written for alias in everyone[0].aliases)
-    layers = max((place.layer.count for place in listed if place.layer), default=None) if recipe.slices else None
+    tied = _tied(everyone[0], {t.spec.name for t in tasks})
+    layers = sum(p.sources[0].layer_range[1] - p.sources[0].layer_range[0] for p in recipe.slices or ()) or None
     options = next(iter(scopes.values())).options
     return Job(recipe, method, options, tuple(models), base, tuple(tasks), deltas, wide, tied, layers, tuple(warnings))
 
 
-def _check_models(method: MergeMethod, models: Sequence[Model], base: Model | None, *, deltas: bool, stacked: bool) -> None:
+def _check_models(
+    method: MergeMethod, models: Sequence[Model], base: Model | None, *, deltas: bool, stacked: bool
+) -> None:
     least, most = method.models
     if method.base == "required" and base is None:
         raise InvalidInput(f"{method.name} needs a base model", "name the model they were fine-tuned from: --base")
@@ -126,8 +133,10 @@ def _check_models(method: MergeMethod, models: Sequence[Model], base: Model | No
 
 
 def _identity(model: Model) -> object:
-    """What makes two models the same one."""
-    return id(model.origin) if isinstance(model, StateDict) else model.path.resolve()
+    """What makes two models the same one: the files, wherever links lead."""
+    if isinstance(model, StateDict):
+        return id(model.origin)
+    return frozenset(file.resolve() for file in {info.file for info in model.tensors.values()})
 
 
 def _check_architectures(models: Sequence[Model]) -> None:
@@ -142,21 +151,30 @@ def _check_architectures(models: Sequence[Model]) -> None:
             raise InvalidInput(fact, "only models of one architecture can be merged")
 
 
-def _left_out(models: Sequence[Model]) -> list[str]:
-    """A sentence for every model that holds tensors the reference does not."""
+def _left_out(models: Sequence[Model], *, stacked: bool) -> list[str]:
+    """A sentence for every model that holds tensors the reference does not; stacking chooses its layers itself."""
     reference, told = models[0], []
     for model in models[1:]:
         extra = [n for n in model.tensors if n not in reference.tensors and n not in reference.aliases]
+        extra = [n for n in extra if not stacked or layer_index(n) is None]
         if extra:
             names = ", ".join(printable(name, 80) for name in extra[:8]) + (", ..." if len(extra) > 8 else "")
-            told.append(f"{printable(model.label)}: {len(extra)} tensors left out, {reference.label} has none: {names}")
+            count = f"{len(extra)} tensor{'s' * (len(extra) != 1)} left out"
+            told.append(f"{printable(model.label)}: {count}, {printable(reference.label)} has none: {names}")
     return told
+
+
+def _tied(reference: Model, written: set[str]) -> bool | None:
+    """Whether the result's head is its embedding; None for a model without a head."""
+    heads = [alias for alias in reference.aliases if alias in _HEADS]
+    if heads:
+        return not any(alias in written for alias in heads)
+    return None if _HEADS.isdisjoint(written) else False
 
 
 def _task(
     place: Place,
     base: Model | None,
-    reference: Model,
     method: MergeMethod,
     scopes: Scopes,
     chosen: DType | None,
@@ -166,15 +184,15 @@ def _task(
     """The output tensor at a place; None where it is left out."""
     readers = ([(base, place.reference)] if base else []) + list(zip(place.models, place.names, strict=True))
     found = [(model, name, model.info(name)) for model, name in readers]
-    first = reference.info(place.reference)
+    first = place.home.info(place.reference)
     lacking = next((model for model, _, info in found if info is None), None)
     if lacking is not None or first is None:
-        return _lacking(place, lacking or reference, reference, first, chosen, missing, warnings)
-    _check_alike(place, [(m, i) for m, _, i in found if i is not None], reference, first)
+        return _lacking(place, lacking or place.home, first, chosen, missing, warnings)
+    _check_alike(place, [(m, i) for m, _, i in found if i is not None], first)
     parts = tuple(part(model, name, info) for model, name, info in found if info is not None)
     if first.dtype.kind != "float":
-        kept = part(reference, place.reference, first)
-        others = tuple(p for p in parts if p.model is not reference)
+        kept = part(place.home, place.reference, first)
+        others = tuple(p for p in parts if p.model is not place.home)
         return MergeTask(TensorSpec(place.output, first.dtype, first.shape), (kept, *others), (), copied=True)
     numbers = scopes.at(place.names[0], place.layer)
     out = chosen or first.dtype
@@ -186,7 +204,6 @@ def _task(
 def _lacking(
     place: Place,
     model: Model,
-    reference: Model,
     first: TensorInfo | None,
     chosen: DType | None,
     missing: str,
@@ -199,27 +216,25 @@ def _lacking(
     if missing == "skip":
         warnings.append(f"{printable(model.label)}: {name} is missing: left out of the result")
         return None
-    warnings.append(f"{printable(model.label)}: {name} is missing: copied from {reference.label}")
+    warnings.append(f"{printable(model.label)}: {name} is missing: copied from {place.home.label}")
     out = chosen or first.dtype if first.dtype.kind == "float" else first.dtype
     if out != first.dtype:
         fact = f"{name} is missing in {printable(model.label)} and cannot be copied as {out.code}"
         raise InvalidInput(fact, "leave the dtype as it is, or use --missing skip")
     return MergeTask(
-        TensorSpec(place.output, out, first.shape), (part(reference, place.reference, first),), (), copied=True
+        TensorSpec(place.output, out, first.shape), (part(place.home, place.reference, first),), (), copied=True
     )
 
 
-def _check_alike(
-    place: Place, found: Sequence[tuple[Model, TensorInfo]], reference: Model, first: TensorInfo
-) -> None:
+def _check_alike(place: Place, found: Sequence[tuple[Model, TensorInfo]], first: TensorInfo) -> None:
     for model, info in found:
         where = f"{printable(model.label)}: the tensor {printable(place.reference)}"
         if info.shape != first.shape:
             vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]
             hint = "the vocabularies differ" if vocabulary else "these are not fine-tunes of one model"
             raise InvalidInput(
-                f"{where} has shape {list(info.shape)}, but {list(first.shape)} in {printable(reference.label)}", hint
+                f"{where} has shape {list(info.shape)}, but {list(first.shape)} in {printable(place.home.label)}", hint
             )
         if info.dtype.kind != first.dtype.kind or (info.dtype.kind != "float" and info.dtype != first.dtype):
-            fact = f"{where} is {info.dtype.code}, but {first.dtype.code} in {printable(reference.label)}"
+            fact = f"{where} is {info.dtype.code}, but {first.dtype.code} in {printable(place.home.label)}"
             raise InvalidInput(fact, "integers and floats cannot be mixed: convert or dequantise the model first")

@@ -33,7 +33,7 @@ T = TypeVar("T")
 BUILDER = "paramsmith.merge.programs"
 OUT = "out"  # the scratch that holds a pass's first buffer
 _NAMES = (OUT, "out 1")
-_COUNTS = ("marks", "below")
+_MARKS = ("marks", "reached")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class Runner:
             if survey.name == before:
                 break
             if isinstance(survey, OrderStatistic):
-                found[survey.name] = (rows, self.ranks(survey))
+                values = torch.zeros(rows, self.ranks(survey), dtype=self.wide)
+                found[survey.name] = tuple((survey.then(values) if survey.then else values).shape)
             elif isinstance(survey, Extremes):
                 found[survey.name] = (self.terms(survey), 2)
             else:
@@ -160,7 +161,7 @@ class Runner:
         for survey in self.job.method.surveys(self.job.options):
             if isinstance(survey, OrderStatistic):
                 yield self.spec("order", survey, task)
-                yield count_spec(len(task.sources) - self.job.deltas, self.ranks(survey), self.job.wide)
+                yield mark_spec(len(task.sources) - self.job.deltas, self.ranks(survey), self.job.wide)
             else:
                 kind: Kind = "sum" if isinstance(survey, Sum) else "extremes"
                 yield self.spec(kind, survey, task, self.terms(survey))
@@ -170,7 +171,7 @@ class Runner:
         """Found once: the code on disk may change while this runs, the code in memory does not."""
         name = json.dumps(as_plain(spec), sort_keys=True)
         if name not in self._paths:
-            code = _code(self.job.method.function if spec.method else count_spec)
+            code = _code(self.job.method.function if spec.method else mark_spec)
             self._paths[name] = kernels.kernel_path(as_plain(spec), code)
         return self._paths[name]
 
@@ -224,7 +225,7 @@ class Pass:
         self.runner, self.kind, self.survey, self.terms = runner, kind, survey, terms
         self.compiled = compiled
         self._specs: dict[object, tuple[Spec, Callable[..., object]]] = {}
-        self._count: tuple[Spec, Callable[..., object]] | None = None
+        self._mark: tuple[Spec, Callable[..., object]] | None = None
 
     def __call__(self, block: Block[MergeTask], scratch: Scratch) -> list[Tensor]:
         """The buffers the program fills, on the device; they last until the next call with this scratch."""
@@ -235,14 +236,14 @@ class Pass:
         self.runner.advance(sum(p.dtype.itemsize for p in block.task.sources) * block.count)
         return filled
 
-    def count(self, scores: Tensor, low: Tensor, high: Tensor, scratch: Scratch) -> list[Tensor]:
-        """Marks of the scores within any bracket, and how many lie below each."""
-        if self._count is None:
-            spec = count_spec(len(scores), low.shape[1], self.runner.job.wide)
-            self._count = (spec, self.runner.kernel(spec) if self.compiled else self.runner.eager(spec))
-        spec, run = self._count
+    def mark(self, scores: Tensor, low: Tensor, high: Tensor, scratch: Scratch) -> list[Tensor]:
+        """1 for scores within any bracket (rows, n), and for those not below each (ranks, rows, n)."""
+        if self._mark is None:
+            spec = mark_spec(len(scores), low.shape[1], self.runner.job.wide)
+            self._mark = (spec, self.runner.kernel(spec) if self.compiled else self.runner.eager(spec))
+        spec, run = self._mark
         made = buffers(spec, scores.shape[1])
-        filled = [scratch.take(name, shape, dtype) for name, (shape, dtype, _) in zip(_COUNTS, made, strict=True)]
+        filled = [scratch.take(name, shape, dtype) for name, (shape, dtype, _) in zip(_MARKS, made, strict=True)]
         run(scores, low.to(scores.device), high.to(scores.device), *filled)
         return filled
 
@@ -279,9 +280,9 @@ def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scra
     return run(block, scratch)[0].cpu().numpy().copy()
 
 
-def count_spec(rows: int, ranks: int, wide: str) -> Spec:
-    """The program that counts scores; the same for all methods."""
-    return Spec("count", "", "", {}, rows, wide, wide, wide, False, {}, {}, ranks)
+def mark_spec(rows: int, ranks: int, wide: str) -> Spec:
+    """The program that marks scores; the same for all methods."""
+    return Spec("mark", "", "", {}, rows, wide, wide, wide, False, {}, {}, ranks)
 
 
 def merged(job: Job) -> Sequence[MergeTask]:

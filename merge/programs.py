@@ -22,7 +22,7 @@ from paramsmith.params import Params, Resolved
 from paramsmith.registry import MergeMethod, find_method
 from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum
 
-Kind = Literal["output", "order", "count", "sum", "extremes"]
+Kind = Literal["output", "order", "mark", "sum", "extremes"]
 
 
 @dataclass(frozen=True)
@@ -115,24 +115,24 @@ class OrderProgram(BlockProgram):
         scores.copy_(ops.known(score, -torch.inf))
 
 
-class CountProgram(nn.Module):
-    """From scores (rows, n) and brackets low and high (rows, ranks): marks of what lies within any, counts below each.
+class MarkProgram(nn.Module):
+    """From scores (rows, n) and brackets low and high (rows, ranks): what lies within any, what is not below each.
 
-    A program of its own, lest the compiler compute the scores again for every count.
+    A program of its own, lest the compiler compute the scores again for every comparison.
     """
 
     def forward(self, *flat: Tensor) -> None:
-        """Fill marks (rows, n) and below (rows, ranks), whose counts are exact up to 2**24 elements a block."""
-        scores, low, high, marks, below = flat
-        ends = [(low[:, k : k + 1], high[:, k : k + 1]) for k in range(low.shape[1])]
+        """Fill marks (rows, n) and reached (ranks, rows, n) with 1 or 0."""
+        scores, low, high, marks, reached = flat
+        ranks = range(low.shape[1])
         if torch.compiler.is_compiling():  # as floats, which kernels vectorize
-            within = [ops.keep(scores <= last, ops.ones_where(scores >= first, scores)) for first, last in ends]
-            under = [ops.ones_where(scores < first, scores) for first, _ in ends]
+            first = [ops.ones_where(scores >= low[:, k : k + 1], scores) for k in ranks]
+            within = [ops.keep(scores <= high[:, k : k + 1], first[k]) for k in ranks]
         else:
-            under = [scores < first for first, _ in ends]
-            within = [(scores <= last) ^ less for (_, last), less in zip(ends, under, strict=True)]
+            first = [scores >= low[:, k : k + 1] for k in ranks]
+            within = [first[k] & (scores <= high[:, k : k + 1]) for k in ranks]
         marks.copy_(functools.reduce(torch.maximum, within).to(torch.uint8))
-        below.copy_(torch.stack([each.sum(-1) for each in under], 1))
+        reached.copy_(torch.stack([each.to(torch.uint8) for each in first]))
 
 
 class SumProgram(BlockProgram):
@@ -164,7 +164,7 @@ KINDS: Mapping[str, type[BlockProgram]] = {
 
 def program(spec: Spec, method: MergeMethod, options: Params) -> nn.Module:
     """The eager program of a spec."""
-    return CountProgram() if spec.kind == "count" else KINDS[spec.kind](spec, method, options)
+    return MarkProgram() if spec.kind == "mark" else KINDS[spec.kind](spec, method, options)
 
 
 def buffers(spec: Spec, n: int) -> list[tuple[tuple[int, ...], torch.dtype, int | None]]:
@@ -174,8 +174,8 @@ def buffers(spec: Spec, n: int) -> list[tuple[tuple[int, ...], torch.dtype, int 
         return [((n,), torch_named(spec.out), 0), ((1,), wide, None)]
     if spec.kind == "order":
         return [((rows, n), wide, 1)]
-    if spec.kind == "count":
-        return [((rows, n), torch.uint8, 1), ((rows, spec.ranks), wide, None)]
+    if spec.kind == "mark":
+        return [((rows, n), torch.uint8, 1), ((spec.ranks, rows, n), torch.uint8, 2)]
     if spec.kind == "sum":
         return [((spec.terms, -(-n // CUT)), torch.float64, 1)]
     return [((spec.terms, 2), wide, None)]
@@ -186,11 +186,11 @@ def example(spec: Spec, random: bool) -> tuple[list[Tensor], list[Mapping[int, o
     cuts = torch.export.Dim("cuts", min=1, max=1 << 10)
     free = CUT * cuts if spec.kind == "sum" else torch.export.Dim("n", min=1, max=1 << 24)
     n = 2 * CUT
-    if spec.kind == "count":
+    if spec.kind == "mark":
         ends = torch.zeros(spec.rows, spec.ranks, dtype=torch_named(spec.wide))
         made = [torch.zeros(shape, dtype=dtype) for shape, dtype, _ in buffers(spec, n)]
         scores = torch.zeros(spec.rows, n, dtype=torch_named(spec.wide))
-        return [scores, ends, ends.clone(), *made], [{1: free}, None, None, {1: free}, None]
+        return [scores, ends, ends.clone(), *made], [{1: free}, None, None, {1: free}, {2: free}]
     inputs = [torch.zeros(spec.sources, n, dtype=torch_named(spec.raw))]
     dynamic: list[Mapping[int, object] | None] = [{1: free}]
     shapes: list[tuple[Sequence[int], torch.dtype]] = [
@@ -222,8 +222,8 @@ def main(path: str, text: str) -> None:
     plain = json.loads(text)
     plain["seen"] = {name: (tuple(shape), dtype) for name, (shape, dtype) in plain["seen"].items()}
     spec = Spec(**plain)
-    if spec.kind == "count":
-        compile_program(CountProgram(), *example(spec, False), Path(path))
+    if spec.kind == "mark":
+        compile_program(MarkProgram(), *example(spec, False), Path(path))
         return
     method = find_method(spec.method)
     made = program(spec, method, validated(method.params, spec.options, spec.method))

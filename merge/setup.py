@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .api import RunOptions
 
 # Blocks, in elements: what measured best; compiled and eager on the CPU, and on a GPU.
-COMPILED, EAGER, GPU = 1 << 18, 1 << 16, 1 << 23
+COMPILED, EAGER, GPU = 1 << 18, 1 << 15, 1 << 23
 SMALLEST = 1 << 10
 # Compiling pays from here on: bytes to read, over all passes.
 WORTHWHILE = 2_000_000_000
@@ -100,7 +100,7 @@ def _per_element(job: Job, compiled: bool) -> int:
     wide = 8 if job.wide == "float64" else 4
     sources, rows = len(task.sources), len(task.sources) - job.deltas
     raw = max(sum(p.dtype.itemsize for p in t.sources) for t in merged(job)) + 8
-    survey = rows * (wide + 1) if any(isinstance(s, OrderStatistic) for s in job.method.surveys(job.options)) else 0
+    survey = rows * (wide + 3) if any(isinstance(s, OrderStatistic) for s in job.method.surveys(job.options)) else 0
     temporaries = 0 if compiled else wide * (sources + 6 * rows + 4)
     return raw + survey + temporaries + (4 if job.method.random else 0)
 
@@ -111,7 +111,7 @@ def _fitting(job: Job, budget: int, threads: int, most: int, compiled: bool) -> 
     size = most
     while size > CUT and size > room:
         size = max(CUT, size // 2 // CUT * CUT)
-    if size > room:
+    if max(size, CUT) > room:  # surveys add up whole cuts
         least = threads * _per_element(job, compiled) * CUT + budget - _left(budget)
         fact = f"a memory budget of {readable(budget)} is too small for {threads} threads"
         raise Refused(fact, f"give --memory {readable(least * 1.05).replace(' ', '')} or more, or fewer --threads")

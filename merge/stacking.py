@@ -21,9 +21,13 @@ _BEFORE = re.compile(r"embed|wte|wpe|tok_embeddings|word_emb|patch|position")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An output tensor's name, and the names it has in each model and in the reference."""
+    """An output tensor's name, the names it has in each model, and the one in its home.
+
+    Shape, dtype and whatever is not merged are the home's: the base, or the first of the models.
+    """
 
     output: str
+    home: Model
     reference: str
     models: tuple[Model, ...]
     names: tuple[str, ...]
@@ -33,19 +37,21 @@ class Place:
     parameters: Mapping[str, object]
 
 
-def places(recipe: Recipe, models: Sequence[Model], reference: Model, warnings: list[str]) -> list[Place]:
-    """Every tensor of the result, in the reference's order."""
+def places(
+    recipe: Recipe, models: Sequence[Model], reference: Model, base: Model | None, warnings: list[str]
+) -> list[Place]:
+    """Every tensor of the result, in the reference's order; `base` is what deltas are taken from."""
     names = list(reference.tensors)
     # a head tied in the reference but stored by another model is a tensor of its own
     names += [a for a in reference.aliases if any(a in m.tensors for m in models)]
     if recipe.slices is not None:
-        return list(_stacked(recipe, models, reference, names))
+        return list(_stacked(recipe, models, base, names))
     untied = [a for a in names if a in reference.aliases]
     warnings += [f"{printable(a)} is tied in {reference.label} but not everywhere: merged by itself" for a in untied]
     counted = max((i for i in map(layer_index, names) if i is not None), default=-1) + 1
     entries = tuple(entry.parameters for entry in recipe.models)
     return [
-        Place(name, name, tuple(models), (name,) * len(models), _layer(name, counted), 0, entries, {})
+        Place(name, reference, name, tuple(models), (name,) * len(models), _layer(name, counted), 0, entries, {})
         for name in names
     ]
 
@@ -55,29 +61,29 @@ def _layer(name: str, count: int) -> Layer | None:
     return None if index is None else Layer(index=index, count=count)
 
 
-def _stacked(recipe: Recipe, models: Sequence[Model], reference: Model, names: Sequence[str]) -> Iterator[Place]:
+def _stacked(recipe: Recipe, models: Sequence[Model], base: Model | None, names: Sequence[str]) -> Iterator[Place]:
     slices = recipe.slices or ()
     by_label = {m.label: m for m in models}
-    held = max((i for i in map(layer_index, names) if i is not None), default=-1) + 1
     for part in slices:
         for source in part.sources:
+            held = max((i for i in map(layer_index, by_label[source.model].tensors) if i is not None), default=-1) + 1
             if source.layer_range[1] > held:
                 fact = f"{printable(source.model)} has {held} layers, but the recipe takes {list(source.layer_range)}"
                 raise InvalidInput(fact, "layer ranges are half-open: [0, 32] is all of 32 layers")
     outside = [n for n in names if layer_index(n) is None]
     for name in outside:
         number = 0 if _BEFORE.search(name) else len(slices) - 1
-        yield _place(name, [name] * len(slices[number].sources), None, number, recipe, by_label, name)
-    inside = [n for n in names if layer_index(n) is not None]
+        yield _place(name, [name] * len(slices[number].sources), None, number, recipe, by_label, base, name)
     put = 0
     for number, part in enumerate(slices):
+        inside = [n for n in (base or by_label[part.sources[0].model]).tensors if layer_index(n) is not None]
         length = part.sources[0].layer_range[1] - part.sources[0].layer_range[0]
         for offset in range(length):
             starts = [source.layer_range[0] + offset for source in part.sources]
             for name in (n for n in inside if layer_index(n) == starts[0]):
                 moved = [_renumbered(name, start) for start in starts]
                 layer = Layer(index=offset, count=length)
-                yield _place(_renumbered(name, put), moved, layer, number, recipe, by_label, name)
+                yield _place(_renumbered(name, put), moved, layer, number, recipe, by_label, base, name)
             put += 1
 
 
@@ -88,12 +94,13 @@ def _place(
     number: int,
     recipe: Recipe,
     by_label: Mapping[str, Model],
+    base: Model | None,
     reference: str,
 ) -> Place:
     part = (recipe.slices or ())[number]
     chosen = tuple(by_label[source.model] for source in part.sources)
     entries = tuple(source.parameters for source in part.sources)
-    return Place(output, reference, chosen, tuple(names), layer, number, entries, part.parameters)
+    return Place(output, base or chosen[0], reference, chosen, tuple(names), layer, number, entries, part.parameters)
 
 
 def _renumbered(name: str, layer: int) -> str:

@@ -60,7 +60,7 @@ def _sums(survey: Sum, sets: Sets, runner: Runner) -> dict[str, Tensor]:
         first = offsets[key, block.task.spec.name] + block.spans[0].start // CUT
         totals[key][:, first : first + sums.shape[1]] = sums.cpu().numpy()
 
-    runner.over(_blocks(sets, runner, runner.block, CUT), survey, "sum", work, terms=terms)
+    runner.over(_blocks(sets, runner, max(runner.block, CUT), CUT), survey, "sum", work, terms=terms)
     values = {}
     for key, tasks in sets.items():
         # one fixed order of addition, whatever the blocks were
@@ -95,10 +95,11 @@ def _order_statistics(survey: OrderStatistic, sets: Sets, runner: Runner) -> dic
         key, block = item
         tally = tallies[key]
         (made,) = run(block, scratch)
-        marks, below = run.count(made, torch.from_numpy(tally.low), torch.from_numpy(tally.high), scratch)
-        lines, marked = made.cpu().numpy(), marks.cpu().numpy()
-        inside = [line[np.flatnonzero(mark)] for line, mark in zip(lines, marked.view(np.bool_), strict=True)]
-        tally.add(below.cpu().numpy().astype(np.int64), inside)
+        marked, reached = run.mark(made, torch.from_numpy(tally.low), torch.from_numpy(tally.high), scratch)
+        marks, first = (each.cpu().numpy().view(np.bool_) for each in (marked, reached))  # (rows, n), (ranks, rows, n)
+        inside = [line[np.flatnonzero(mark)] for line, mark in zip(made.cpu().numpy(), marks, strict=True)]
+        above = [[np.count_nonzero(line) for line in rank] for rank in first]  # (ranks, rows)
+        tally.add(block.count - np.array(above, dtype=np.int64).T, inside)
 
     runner.over(_blocks(sets, runner, runner.block), survey, "order", work)
     found = {key: tallies[key].find(ranks[key]) for key in sets}

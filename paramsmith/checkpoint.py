@@ -47,12 +47,13 @@ class Checkpoint:
         A folder needs its config.json, which is held against the tensors; a file given by itself is a bare state dict.
         """
         label = os.fspath(path)
-        found = find_weights(label)
         checkpoint = cls(label, Path(label))
         try:
-            checkpoint._read(found)
-        except BaseException:
+            checkpoint._read(find_weights(label))
+        except BaseException as problem:
             checkpoint.close()
+            if isinstance(problem, InvalidInput):
+                problem.hint = problem.hint or "check the files of the model, or download it again"
             raise
         return checkpoint
 
@@ -143,10 +144,11 @@ class TensorReader:
         self._file, self._info, self._end = file, info, info.offset + info.nbytes
 
     def __call__(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer`, a writable buffer of bytes, from byte `start` of the tensor on; Failed when the file shrank."""
+        """Fill `buffer`, writable bytes, from byte `start` of the tensor on; Failed when the file shrank."""
         view, offset = buffer, self._info.offset + start
         if start < 0 or offset + view.nbytes > self._end or self._file.fd < 0:
-            raise ValueError(f"bytes {start} to {start + view.nbytes} of {printable(self._info.name)} cannot be read")
+            span = f"bytes {start} to {start + view.nbytes} of {printable(self._info.name)}"
+            raise ValueError(f"{span} were never there, or are read after the file was closed")
         while view.nbytes:
             try:
                 count = os.preadv(self._file.fd, [view], offset)
@@ -155,7 +157,8 @@ class TensorReader:
             if count == view.nbytes:
                 return
             if count == 0:
-                raise Failed(f"{self._place()}: the file shrank while being read", "leave the inputs alone during a run")
+                fact = f"{self._place()}: the file shrank while being read"
+                raise Failed(fact, "leave the inputs alone during a run")
             view, offset = view.cast("B")[count:], offset + count
 
     def _place(self) -> str:

@@ -229,6 +229,11 @@ class Resolved(Generic[P]):
         except KeyError:
             raise AttributeError(name) from None
 
+    @property
+    def models(self) -> int:
+        """How many models there are, as far as a per-model parameter tells."""
+        return max((len(values) for values in self._numbers.values()), default=1)
+
     def values(self, name: str) -> tuple[float, ...]:
         """The values of a parameter, one a model (or one)."""
         return self._numbers[name]

@@ -87,6 +87,9 @@ class Writer:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         # a finished output that could not be put in place is worth keeping, whatever the reason
         keep = (interrupted or self._complete) and self._place.files.is_dir()
+        if interrupted and keep and error is not None:
+            done = printable(self._place.staging, 400)
+            error.add_note(f"the same command goes on from here; {done} holds what is done")
         try:
             self._close(flush=keep)
         finally:

@@ -45,16 +45,17 @@ class Seen(Mapping[str, "Tensor"]):
 
 @dataclass(frozen=True)
 class OrderStatistic:
-    """Exact order statistics of a score: `seen[name]` is (rows, ranks).
+    """Exact order statistics of a score: `seen[name]` is (rows, ranks), or what `then` makes of them.
 
-    `of` maps a block to scores (rows, n), free of NaN; `ranks` maps (element count, parameters) to zero-based ascending
-    ranks, one list a row.
+    `of` maps a block to scores (rows, n); a NaN ranks lowest. `ranks` maps (element count, parameters) to zero-based
+    ascending ranks, one list a row. `then` does once what every block would do again; `notes` gives warnings by model.
     """
 
     name: str
     of: BlockFunction
     ranks: Callable[[int, Resolved[Any]], Sequence[Sequence[int]]]
     scope: Scope = "model"
+    then: Callable[[Tensor], Tensor] | None = None
     notes: Callable[[Tensor], Mapping[int, str]] | None = None
 
 

@@ -28,14 +28,17 @@ class PCB(Params):
 
 def cut_ranks(count: int, p: Resolved[PCB]) -> Sequence[Sequence[int]]:
     """The ranks scores are cut to: the threshold and the largest."""
-    return [[min(count - 1, int(count * (1 - p.options.ratio))), count - 1]] * len(p.values("lambda_"))
+    return [[min(count - 1, int(count * (1 - p.options.ratio))), count - 1]] * p.models
 
 
 def surveys(options: PCB) -> Sequence[Survey]:
     """Two order statistics of magnitudes and two of scores, each over the whole model."""
     if options.variant == "paper":
         return [*equations.SURVEYS, equations.cut(cut_ranks)]
-    return [programs.clip, OrderStatistic("cut", programs.competition, cut_ranks, notes=programs.undecided)]
+    return [
+        programs.clip,
+        OrderStatistic("cut", programs.competition, cut_ranks, then=programs.gain, notes=programs.undecided),
+    ]
 
 
 @merge_method("pcb", PCB, base="required", copies=False, surveys=surveys, zero="lambda", paper="arXiv:2410.02396")

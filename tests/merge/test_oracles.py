@@ -215,7 +215,7 @@ def test_pcb_weights(case: dict[str, Any], key: str) -> None:
         np.testing.assert_allclose(pcb_equations.scores(deltas, seen, p), case[key]["beta"], rtol=1e-9)
     else:
         p = resolved("pcb", {"variant": variant}, 3)
-        least, most = seen["cut"][:, :1], seen["cut"][:, 1:]
+        least, most = seen["cut"][:, :1], seen["cut"][:, 1:2]
         score = pcb_programs.competition(deltas, seen, p)
         found, wanted = (score.clamp(least, most) - least) / (most - least), case[key]["scale"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
@@ -233,6 +233,7 @@ def pcb_seen(deltas: Tensor, p: Resolved[Any]) -> Seen:
         else:
             ranks = torch.tensor(survey.ranks(deltas.shape[1], p))  # type: ignore[union-attr]
             seen[survey.name] = block.sort(dim=1).values.gather(1, ranks)
+            seen[survey.name] = survey.then(seen[survey.name]) if survey.then else seen[survey.name]
     return Seen(seen)
 
 
