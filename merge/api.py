@@ -51,7 +51,7 @@ class MergeReport:
 
     @property
     def path(self) -> str:
-        """"compiled" or "eager": how the arithmetic was done."""
+        """ "compiled" or "eager": how the arithmetic was done."""
         return self.plan.path
 
     def to_json(self) -> dict[str, object]:
@@ -74,7 +74,7 @@ def merge(
     memory: str | int | None = None,
     device: str = "cpu",
     threads: int | None = None,
-    compile: Compile = "auto",
+    compile: Compile = "auto",  # noqa: A002 - named as the flag
     block: int | None = None,
     force: bool = False,
     strict: bool = False,
@@ -153,7 +153,7 @@ def merge_state_dicts(
     seed: int = 0,
     device: str = "cpu",
     threads: int | None = None,
-    compile: Compile = "never",
+    compile: Compile = "never",  # noqa: A002 - named as the flag
     block: int | None = None,
     **parameters: object,
 ) -> dict[str, Tensor]:
@@ -170,9 +170,7 @@ def merge_state_dicts(
     from .setup import prepare_setup, with_kernels
 
     labels = tuple(ModelEntry(model=f"model {i + 1}") for i in range(len(models)))
-    recipe = Recipe(
-        method=method, models=labels, parameters=dict(parameters), missing=missing, dtype=dtype, seed=seed
-    )
+    recipe = Recipe(method=method, models=labels, parameters=dict(parameters), missing=missing, dtype=dtype, seed=seed)
     held = [StateDict(m, e.model) for m, e in zip(models, labels, strict=True)]
     job = prepare(recipe, held, None if base is None else StateDict(base, "the base"))
     options = RunOptions(memory=1 << 40, device=device, threads=threads, compile=compile, block=block)

@@ -49,9 +49,7 @@ def _rooted(recipe: Recipe) -> Recipe:
 
     models = tuple(ModelEntry(model=rooted(e.model), parameters=e.parameters) for e in recipe.models)
     slices = recipe.slices and tuple(
-        p.model_copy(
-            update={"sources": tuple(s.model_copy(update={"model": rooted(s.model)}) for s in p.sources)}
-        )
+        p.model_copy(update={"sources": tuple(s.model_copy(update={"model": rooted(s.model)}) for s in p.sources)})
         for p in recipe.slices
     )
     base = rooted(recipe.base) if recipe.base else None

@@ -219,9 +219,7 @@ class Runner:
 class Pass:
     """One kind of program over blocks: call it with a block for the filled buffers."""
 
-    def __init__(
-        self, runner: Runner, kind: Kind, survey: Survey | None, terms: int, *, compiled: bool
-    ) -> None:
+    def __init__(self, runner: Runner, kind: Kind, survey: Survey | None, terms: int, *, compiled: bool) -> None:
         self.runner, self.kind, self.survey, self.terms = runner, kind, survey, terms
         self.compiled = compiled
         self._specs: dict[object, tuple[Spec, Callable[..., object]]] = {}

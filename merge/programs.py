@@ -20,7 +20,7 @@ from paramsmith import ops
 from paramsmith.blocks import CUT
 from paramsmith.params import Params, Resolved
 from paramsmith.registry import MergeMethod, find_method
-from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum
+from paramsmith.surveys import Seen, Survey
 
 Kind = Literal["output", "order", "mark", "sum", "extremes"]
 
@@ -57,6 +57,21 @@ def torch_named(name: str) -> torch.dtype:
     return dtype
 
 
+@dataclass(frozen=True)
+class Frame:
+    """One block as programs see it: sources (sources, n), base (n), and the method's arguments."""
+
+    wide: Tensor
+    base: Tensor | None
+    block: Tensor
+    seen: Seen
+    p: Resolved[Any]
+
+    def of(self, survey: Survey) -> Tensor:
+        """What a survey's function makes of the block."""
+        return survey.of(self.block, self.seen, self.p)
+
+
 class BlockProgram(nn.Module):
     """What all programs share: from flat tensors to the method's arguments."""
 
@@ -78,29 +93,29 @@ class BlockProgram(nn.Module):
         if self.method.random:
             key, start, index = rest.pop(0), rest.pop(0), rest.pop(0)
             draw = lambda: ops.uniform(key, start, index)  # noqa: E731 - a survey may not want it
-        self.fill(wide, base, block, Seen(values, draw), Resolved(self.options, numbers, {}), rest)
+        frame = Frame(wide, base, block, Seen(values, draw), Resolved(self.options, numbers, {}))
+        self.fill(frame, rest)
 
-    def fill(
-        self, wide: Tensor, base: Tensor | None, block: Tensor, seen: Seen, p: Resolved[Any], buffers: list[Tensor]
-    ) -> None:
+    def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
         """What this kind of program computes."""
         raise NotImplementedError
 
-    def survey(self) -> OrderStatistic | Sum | Extremes:
+    def survey(self) -> Survey:
         """The survey this program serves."""
         return next(s for s in self.method.surveys(self.options) if s.name == self.spec.survey)
 
 
 class OutputProgram(BlockProgram):
-    """Buffers: the merged block (n), rounded once; and the largest sum of the sources' magnitudes (1,), NaN if any is."""
+    """Buffers: the merged block (n), rounded once; the largest sum of the sources' magnitudes (1,), NaN if any is."""
 
-    def fill(self, wide, base, block, seen, p, buffers):  # type: ignore[no-untyped-def]  # noqa: D102
+    def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
+        """Fill the buffers."""
         out, top = buffers
-        value = self.method.function(block, seen, p)
+        value, base = self.method.function(frame.block, frame.seen, frame.p), frame.base
         # base - (0 - value) is base + value, and leaves a base of -0.0 as it is where the update is 0
         value = (value if base is None else base - (0 - value)).to(out.dtype)
         out.copy_(value)
-        size = wide.abs().sum(0)
+        size = frame.wide.abs().sum(0)
         if out.dtype == torch.float16:  # whose range is narrow enough to leave
             size = size + value.to(self.wide).abs()
         top.copy_(size.amax(-1, keepdim=True))
@@ -109,10 +124,10 @@ class OutputProgram(BlockProgram):
 class OrderProgram(BlockProgram):
     """Buffer: scores (rows, n), -inf for NaN."""
 
-    def fill(self, wide, base, block, seen, p, buffers):  # type: ignore[no-untyped-def]  # noqa: D102
+    def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
+        """Fill the buffers."""
         (scores,) = buffers
-        score = self.survey().of(block, seen, p)  # type: ignore[union-attr]
-        scores.copy_(ops.known(score, -torch.inf))
+        scores.copy_(ops.known(frame.of(self.survey()), -torch.inf))
 
 
 class MarkProgram(nn.Module):
@@ -136,21 +151,24 @@ class MarkProgram(nn.Module):
 
 
 class SumProgram(BlockProgram):
-    """Buffer: each term's sum over each canonical cut (terms, cuts), float64; a lone rest of a cut is one of its own."""
+    """Buffer: each term's sum over each canonical cut (terms, cuts), float64; the rest of a cut comes alone."""
 
-    def fill(self, wide, base, block, seen, p, buffers):  # type: ignore[no-untyped-def]  # noqa: D102
+    def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
+        """Fill the buffers."""
         (sums,) = buffers
-        terms = self.survey().of(block, seen, p)  # type: ignore[union-attr]  # (terms, n)
-        per_cut = terms.unflatten(-1, (-1, min(CUT, block.shape[-1]) if not torch.compiler.is_exporting() else CUT))
+        terms = frame.of(self.survey())  # (terms, n)
+        length = CUT if torch.compiler.is_compiling() else min(CUT, terms.shape[1])
+        per_cut = terms.view(len(terms), -1, length)
         sums.copy_(per_cut.double().sum(-1))
 
 
 class ExtremesProgram(BlockProgram):
     """Buffer: smallest and largest of each row (rows, 2)."""
 
-    def fill(self, wide, base, block, seen, p, buffers):  # type: ignore[no-untyped-def]  # noqa: D102
+    def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
+        """Fill the buffers."""
         (ends,) = buffers
-        rows = self.survey().of(block, seen, p)  # type: ignore[union-attr]
+        rows = frame.of(self.survey())
         ends.copy_(torch.stack([ops.known(rows, torch.inf).amin(-1), ops.known(rows, -torch.inf).amax(-1)], 1))
 
 

@@ -65,9 +65,7 @@ def with_kernels(job: Job, setup: Setup, options: RunOptions) -> tuple[Setup, li
     return setup, []
 
 
-def _compiled(
-    job: Job, options: RunOptions, device: torch.device, budget: int, threads: int
-) -> tuple[bool, str]:
+def _compiled(job: Job, options: RunOptions, device: torch.device, budget: int, threads: int) -> tuple[bool, str]:
     if options.compile == "never":
         return False, "as asked"
     if device.type != "cpu":
@@ -141,5 +139,3 @@ def make_plan(job: Job, setup: Setup, why: str) -> Plan:
         block=block,
         threads=setup.threads,
     )
-
-

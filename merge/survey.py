@@ -155,9 +155,7 @@ def _by_digits(
     for key, tasks in sets.items():
         digits = Digits(ranks[key], np.dtype(runner.numpy_wide))
 
-        def work(
-            item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch, digits: Digits = digits
-        ) -> None:
+        def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch, digits: Digits = digits) -> None:
             digits.add(scores(runner, survey, item[1], scratch))
 
         value: Floats | None = None

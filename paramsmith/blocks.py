@@ -23,27 +23,28 @@ class Sized(Protocol):
 
 
 T = TypeVar("T", bound=Sized)
+T_co = TypeVar("T_co", bound=Sized, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Span(Generic[T]):
+class Span(Generic[T_co]):
     """Elements [start, start + count) of one tensor, at `at` in the block."""
 
-    task: T
+    task: T_co
     start: int
     count: int
     at: int
 
 
 @dataclass(frozen=True, slots=True)
-class Block(Generic[T]):
+class Block(Generic[T_co]):
     """Spans side by side; all of one group, so that one kernel serves them."""
 
-    spans: tuple[Span[T], ...]
+    spans: tuple[Span[T_co], ...]
     count: int
 
     @property
-    def task(self) -> T:
+    def task(self) -> T_co:
         """The first span's tensor: all that matters when blocks are not packed."""
         return self.spans[0].task
 

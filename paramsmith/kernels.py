@@ -74,7 +74,7 @@ def kernel_path(spec: Mapping[str, object], sources: Sequence[Path]) -> Path:
 
 
 def build(specs: Mapping[Path, Mapping[str, object]], builder: str, at_once: int) -> None:
-    """Compile what is not there yet, `at_once` child processes `python -m builder` at a time; Failed with their words."""
+    """Compile what is not there yet, by `at_once` processes `python -m builder` at a time; Failed with their words."""
     waiting = [(path, spec) for path, spec in specs.items() if not path.exists()]
     while waiting:
         batch, waiting = waiting[:at_once], waiting[at_once:]
@@ -113,7 +113,7 @@ def compile_program(
 
 
 class Kernel:
-    """A compiled program: call it with CPU tensors, inputs first, output buffers last, from any of `workers` threads."""
+    """A compiled program: call it with CPU tensors, inputs first, output buffers last, from up to `workers` threads."""
 
     def __init__(self, path: Path, workers: int) -> None:
         self._torch = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so"))

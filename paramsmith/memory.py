@@ -39,7 +39,7 @@ class StateDict:
             self.tensors[name] = TensorInfo(
                 name, from_torch(tensor.dtype), tuple(tensor.shape), Path(label), 0, held.nbytes
             )
-            self._bytes[name] = memoryview(held.view(-1).view(torch.uint8).numpy())
+            self._bytes[name] = as_bytes(held)
 
     def info(self, name: str) -> TensorInfo | None:
         """The tensor of that name, through ties."""
@@ -67,7 +67,7 @@ class MemorySink:
 
     def __init__(self, specs: Iterable[TensorSpec]) -> None:
         self.tensors = {s.name: torch.empty(s.shape, dtype=torch_dtype(s.dtype)) for s in specs}
-        self._bytes = {n: memoryview(t.view(-1).view(torch.uint8).numpy()) for n, t in self.tensors.items()}
+        self._bytes = {n: as_bytes(t) for n, t in self.tensors.items()}
 
     def write(self, name: str, start: int, buffer: memoryview) -> None:
         """Put bytes at their place."""
@@ -86,3 +86,8 @@ class MemorySink:
     def recall(self, key: str) -> object | None:
         """Nothing was remembered."""
         return None
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor; they live as long as it does."""
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -60,9 +60,7 @@ def votes(kept: Tensor, majority: Majority) -> Tensor:
     return (kept if majority == "total" else torch.sign(kept)).sum(0)
 
 
-def elected_sum(
-    kept: Tensor, weight: Tensor, rule: Election, normalize: bool, majority: Majority = "total"
-) -> Tensor:
+def elected_sum(kept: Tensor, weight: Tensor, rule: Election, normalize: bool, majority: Majority = "total") -> Tensor:
     """Elect a sign for each element, then sum what agrees with it: (models, n) -> (n).
 
     - native: the sign of sum_i k_i, no sign where that is 0; divided by the agreeing weights.

@@ -97,8 +97,7 @@ def ordered_keys(scores: Floats) -> NDArray[np.unsignedinteger]:
     >>> bool(np.all(np.diff(ordered_keys(np.float32([-2, -1, 0, 1e-30, 3])).astype(np.int64)) > 0))
     True
     """
-    kind = np.uint32 if scores.dtype == np.float32 else np.uint64
-    bits, top = (scores + 0).view(kind), kind(1 << (kind(0).itemsize * 8 - 1))  # + 0 makes -0.0 and 0.0 equal
+    bits, top = _bits((scores + 0).view(f"u{scores.dtype.itemsize}"))  # + 0 makes -0.0 and 0.0 equal
     return np.where(bits & top, ~bits, bits | top)
 
 
@@ -138,6 +137,11 @@ class Digits:
 
 
 def _floats(keys: NDArray[np.uint64], dtype: np.dtype[np.floating]) -> Floats:
-    kind = np.uint32 if dtype.itemsize == 4 else np.uint64
-    bits, top = keys.astype(kind), kind(1 << (dtype.itemsize * 8 - 1))
-    return np.where(bits & top, bits ^ top, ~bits).view(dtype)
+    bits, top = _bits(keys.astype(f"u{dtype.itemsize}"))
+    values: Floats = np.where(bits & top, bits ^ top, ~bits).view(dtype)
+    return values
+
+
+def _bits(words: NDArray[np.unsignedinteger]) -> tuple[NDArray[np.unsignedinteger], np.unsignedinteger]:
+    """The words, and their sign bit."""
+    return words, words.dtype.type(1 << (words.dtype.itemsize * 8 - 1))

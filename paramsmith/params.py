@@ -90,8 +90,8 @@ class Setting(BaseModel, Generic[T]):
 
 
 if TYPE_CHECKING:
-    PerModel = Annotated[Setting[T], "model"]
-    PerTensor = Annotated[Setting[T], "tensor"]
+    PerModel = Annotated[Setting[T] | T, "model"]  # a plain default is as good
+    PerTensor = Annotated[Setting[T] | T, "tensor"]
 else:  # pydantic gives Setting[T] back as Setting, which Annotated cannot subscript
 
     class PerModel:

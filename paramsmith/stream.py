@@ -17,6 +17,7 @@ from torch import Tensor
 from paramsmith.blocks import Block, Sized
 from paramsmith.device import one_thread_an_operation
 from paramsmith.dtypes import DType, torch_dtype
+from paramsmith.memory import as_bytes
 
 B = TypeVar("B")
 
@@ -46,7 +47,7 @@ class Scratch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._flat: dict[str, Tensor] = {}
         self._views: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
         self._last: dict[str, Tensor] = {}
@@ -78,7 +79,7 @@ class Scratch:
         """The bytes of the host buffer last taken for a purpose, and what lies behind them."""
         held = self._bytes.get(purpose)
         if held is None:
-            held = self._bytes[purpose] = memoryview(self._flat[purpose].numpy())
+            held = self._bytes[purpose] = as_bytes(self._flat[purpose])
         return held
 
     def counting(self, count: int) -> Tensor:
@@ -117,9 +118,7 @@ def read_row(block: Block[Task], row: int, buffer: memoryview) -> None:
         source.read(span.start * size, buffer[span.at * size : (span.at + span.count) * size])
 
 
-def run_workers(
-    items: Iterable[B], work: Callable[[B, Scratch], None], threads: int, device: torch.device
-) -> None:
+def run_workers(items: Iterable[B], work: Callable[[B, Scratch], None], threads: int, device: torch.device) -> None:
     """Let `threads` workers take items in order until none is left; the first error stops all and is raised here."""
     queue, lock = iter(items), threading.Lock()
     errors: list[BaseException] = []
@@ -127,7 +126,7 @@ def run_workers(
     def worker() -> None:
         scratch = Scratch(device)
         try:
-            with torch.inference_mode(), torch.cuda.stream(scratch.stream):  # type: ignore[arg-type]
+            with torch.inference_mode(), torch.cuda.stream(scratch.stream):
                 while not errors:
                     with lock:
                         item = next(queue, None)

@@ -7,6 +7,7 @@ weights Norm(m_i b_i), m_i the share of largest scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,18 +29,18 @@ def competing(deltas: Tensor, seen: Seen) -> Tensor:
     return torch.sign(ends[:, 1:] - ends[:, :1])
 
 
-def exponentials(deltas: Tensor, seen: Seen, p: Resolved[Params]) -> Tensor:
+def exponentials(deltas: Tensor, seen: Seen, p: Resolved[Any]) -> Tensor:
     """exp(N Norm(d_i d_i)), then exp(Norm(d_i d_j)): (models + models**2, n); N counts the models that compete."""
     low, high = seen["ends"][:, :1], seen["ends"][:, 1:]
     norm = (products(deltas) - low) / or_one(high - low)
     return torch.exp(torch.cat([competing(deltas, seen).sum() * norm[:: len(deltas) + 1], norm]))
 
 
-def scores(deltas: Tensor, seen: Seen, p: Resolved[Params]) -> Tensor:
+def scores(deltas: Tensor, seen: Seen, p: Resolved[Any]) -> Tensor:
     """The scores b_i, 0 for a model that cannot compete: (models, n)."""
     count, alive = len(deltas), competing(deltas, seen)
     soft = exponentials(deltas, seen, p) / seen["totals"].to(deltas.dtype)
-    return alive * soft[:count] * (soft[count:].unflatten(0, (count, count)) * alive).sum(1)
+    return alive * soft[:count] * (soft[count:].view(count, count, -1) * alive).sum(1)
 
 
 SURVEYS = (
@@ -48,7 +49,7 @@ SURVEYS = (
 )
 
 
-def cut(ranks: Callable[[int, Resolved[Params]], Sequence[Sequence[int]]]) -> OrderStatistic:
+def cut(ranks: Callable[[int, Resolved[Any]], Sequence[Sequence[int]]]) -> OrderStatistic:
     """The smallest, the threshold and the largest of each model's scores."""
     return OrderStatistic("cut", scores, lambda count, p: [[0, *row] for row in ranks(count, p)], notes=idle)
 
@@ -61,7 +62,7 @@ def idle(bounds: Tensor) -> Mapping[int, str]:
 
 def weights(deltas: Tensor, seen: Seen) -> Tensor:
     """Norm(m_i b_i), 0 for a model that cannot compete: (models, n)."""
-    lowest, least, most = seen["cut"].split(1, dim=1)
+    lowest, least, most = (seen["cut"][:, k : k + 1] for k in range(3))
     score = scores(deltas, seen, Resolved(Params(), {}, {}))
     floor = keep(lowest == least, least)  # where nothing is dropped, the smallest score and not 0 becomes 0
     return competing(deltas, seen) * (keep(score >= least, score) - floor) / or_one(most - floor)

@@ -19,9 +19,7 @@ class TaskArithmetic(Params):
     normalize: bool = Field(False, description="divide by the sum of the weights")
 
 
-@merge_method(
-    "task_arithmetic", TaskArithmetic, base="required", copies=False, zero="lambda", paper="arXiv:2212.04089"
-)
+@merge_method("task_arithmetic", TaskArithmetic, base="required", copies=False, zero="lambda", paper="arXiv:2212.04089")
 def task_arithmetic(deltas: Tensor, seen: Seen, p: Resolved[TaskArithmetic]) -> Tensor:
     """Weighted sum of the task vectors, times lambda.
 

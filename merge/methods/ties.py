@@ -45,9 +45,7 @@ def _signs(deltas: Tensor, seen: Seen, p: Resolved[Ties]) -> Tensor:
     return torch.sign(votes(trim(deltas, seen["threshold"]), p.options.majority_sign_method))[None]
 
 
-@merge_method(
-    "ties", Ties, base="required", copies=False, surveys=surveys, zero="lambda", paper="arXiv:2306.01708"
-)
+@merge_method("ties", Ties, base="required", copies=False, surveys=surveys, zero="lambda", paper="arXiv:2306.01708")
 def ties(deltas: Tensor, seen: Seen, p: Resolved[Ties]) -> Tensor:
     """Trim each task vector, elect a sign for each element, merge the entries that agree, times lambda.
 

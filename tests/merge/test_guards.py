@@ -218,7 +218,7 @@ def test_a_target_that_cannot_be_written() -> None:
         (here / "locked").mkdir()
         (here / "locked").chmod(0o555)
         if os.geteuid() == 0:  # for whom nothing is locked; the code is imported before the right to read it is gone
-            before = "import os, paramsmith.merge.setup, paramsmith.staging\n"
+            before = "import os, encodings.ascii, paramsmith.merge.setup, paramsmith.staging\n"
             before += "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
             for path in (here, *here.rglob("*")):
                 path.chmod(0o755)

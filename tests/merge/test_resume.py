@@ -63,7 +63,7 @@ def bench(folder: Path, rows: int) -> Bench:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return bench(tmp_path_factory.mktemp("small"), 6 * ROWS)
+    return bench(tmp_path_factory.mktemp("small"), 3 * ROWS)
 
 
 def staged(child: subprocess.Popen[str], out: Path) -> float:
@@ -156,7 +156,7 @@ def test_interrupted(
     out = tmp_path / "out"
     child = start(*small.words(out), before=OFTEN)
     staged(child, out)
-    time.sleep(0.4)
+    time.sleep(0.3)
     child.send_signal(number)
     done = ended(child)
     failed(done, code, "interrupted" if code == 130 else "terminated")
@@ -172,7 +172,7 @@ def test_another_recipe_on_what_was_left_starts_over(
     out = tmp_path / "out"
 
     def stop(done: int, total: int) -> None:
-        if done > total // 2 + (4 << 20):
+        if done > total * 3 // 4:
             raise KeyboardInterrupt
 
     for changed, resumes in (({}, True), ({"parameters": {"density": 0.4}}, False), ({"seed": 1}, False)):
