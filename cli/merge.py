@@ -50,9 +50,11 @@ def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: 
     recipe = _recipe(models, options)
     if output is None and not dry_run:
         raise InvalidInput("no output given", "add -o OUT, or --dry-run to see the plan")
+    from paramsmith.device import keep_freed_memory
     from paramsmith.merge import plan, run
     from paramsmith.progress import bar
 
+    keep_freed_memory()
     for warning in recipe.warnings:
         show_warning(warning)
     if dry_run:

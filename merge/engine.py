@@ -28,18 +28,23 @@ class Sink(Protocol):
 
     def write(self, name: str, start: int, buffer: memoryview) -> None:
         """Put bytes of a tensor at their place."""
+        ...
 
     def finish(self, ranges: Iterable[tuple[str, int, int]]) -> None:
         """These byte ranges (tensor, start, end) are written."""
+        ...
 
     def is_finished(self, name: str, start: int, end: int) -> bool:
         """Whether an earlier run wrote that range."""
+        ...
 
     def remember(self, key: str, value: object) -> None:
         """Keep a small value for a resumed run."""
+        ...
 
     def recall(self, key: str) -> object | None:
         """A value an earlier run kept."""
+        ...
 
 
 def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], None] | None) -> list[str]:

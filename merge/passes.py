@@ -45,6 +45,7 @@ class Setup:
     block: int
     eager_block: int
     compiled: bool
+    sample: int = 1 << 22  # most elements of a sample for order statistics
 
 
 class Runner:

@@ -49,7 +49,8 @@ def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
         return Setup(device, threads, most, most, False), why
     size = _fitting(job, budget, threads, most, compiled)
     eager = min(options.block or EAGER, _fitting(job, budget, threads, options.block or EAGER, False))
-    return Setup(device, threads, size, eager, compiled), why
+    drawn = min(1 << 22, max(CUT, _left(budget) // (16 * len(job.models))))
+    return Setup(device, threads, size, eager, compiled, drawn), why
 
 
 def with_kernels(job: Job, setup: Setup, options: RunOptions) -> tuple[Setup, list[str]]:

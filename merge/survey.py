@@ -90,6 +90,7 @@ def _order_statistics(survey: OrderStatistic, sets: Sets, runner: Runner) -> dic
     counts = {key: sum(task.count for task in tasks) for key, tasks in sets.items()}
     ranks = {key: survey.ranks(counts[key], runner.resolved(survey, tasks)) for key, tasks in sets.items()}
     tallies = _brackets(survey, sets, counts, ranks, runner)
+    found: dict[str, Floats | None] = {}
 
     def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
         key, block = item
@@ -99,13 +100,14 @@ def _order_statistics(survey: OrderStatistic, sets: Sets, runner: Runner) -> dic
         marks, first = (each.cpu().numpy().view(np.bool_) for each in (marked, reached))  # (rows, n), (ranks, rows, n)
         inside = [line[np.flatnonzero(mark)] for line, mark in zip(made.cpu().numpy(), marks, strict=True)]
         above = [[np.count_nonzero(line) for line in rank] for rank in first]  # (ranks, rows)
-        tally.add(block.count - np.array(above, dtype=np.int64).T, inside)
+        if tally.add(block.count, block.count - np.array(above, dtype=np.int64).T, inside) == counts[key]:
+            found[key] = tally.find(ranks[key])
+            del tallies[key]
 
     runner.over(_blocks(sets, runner, runner.block), survey, "order", work)
-    found = {key: tallies[key].find(ranks[key]) for key in sets}
     escaped = {key: tasks for key, tasks in sets.items() if found[key] is None}
     found.update(_by_digits(survey, escaped, ranks, runner))
-    return {key: torch.from_numpy(value).to(runner.wide) for key, value in found.items() if value is not None}
+    return {key: torch.from_numpy(found[key]).to(runner.wide) for key in sets}
 
 
 def _brackets(
@@ -115,36 +117,48 @@ def _brackets(
     ranks: Mapping[str, Sequence[Sequence[int]]],
     runner: Runner,
 ) -> dict[str, Tally]:
-    """Brackets for the wanted ranks, from a sample of every large set."""
-    large = {key: tasks for key, tasks in sets.items() if sample_size(counts[key]) < counts[key]}
-    samples: dict[str, list[tuple[int, Floats]]] = {key: [] for key in large}
+    """Brackets for the wanted ranks, from a sample of every large set; a sample is let go when it has served."""
+    waiting: dict[str, int] = {}
+    samples: dict[str, list[Floats]] = {key: [] for key in sets}
+    tallies = {}
+    lock = threading.Lock()
 
-    def blocks() -> Iterator[tuple[str, int, Block[MergeTask]]]:
-        for key, tasks in large.items():
-            groups: dict[object, list[MergeTask]] = {}
-            for task in tasks:
-                groups.setdefault(runner.group(task), []).append(task)
-            for group in groups.values():
-                wanted = sample_size(counts[key]) * sum(t.count for t in group) // counts[key]
-                for number, block in enumerate(sample(group, wanted, runner.eager_block)):
-                    yield key, number, block
+    def tally(key: str) -> Tally:
+        drawn = np.concatenate(samples.pop(key) or [np.empty((len(ranks[key]), 0), runner.numpy_wide)], axis=1)
+        ends = [[bracket(line, rank, counts[key]) for rank in wanted] for line, wanted in zip(drawn, ranks[key], strict=True)]
+        both = np.array(ends, dtype=runner.numpy_wide)  # (rows, ranks, 2)
+        return Tally(np.ascontiguousarray(both[..., 0]), np.ascontiguousarray(both[..., 1]))
 
-    def work(item: tuple[str, int, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
-        key, number, block = item
-        samples[key].append((number, scores(runner, survey, block, scratch)))
+    def blocks() -> Iterator[tuple[str, Block[MergeTask]]]:
+        for key, tasks in sets.items():
+            size = sample_size(counts[key], runner.setup.sample)
+            drawn = list(_drawn(tasks, size, runner)) if size < counts[key] else []
+            waiting[key] = len(drawn)
+            if not drawn:
+                tallies[key] = tally(key)
+            yield from ((key, block) for block in drawn)
+
+    def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
+        key, block = item
+        line = scores(runner, survey, block, scratch)
+        with lock:
+            samples[key].append(line)
+            complete = len(samples[key]) == waiting[key]
+        if complete:
+            tallies[key] = tally(key)
 
     runner.over(blocks(), survey, None, work)
-    tallies = {}
-    for key in sets:
-        rows = len(ranks[key])
-        parts = [drawn for _, drawn in samples.get(key, ())]
-        drawn = np.concatenate(parts, axis=1) if parts else np.empty((rows, 0), runner.numpy_wide)
-        ends = np.array(
-            [[bracket(drawn[row], rank, counts[key]) for rank in wanted] for row, wanted in enumerate(ranks[key])],
-            dtype=runner.numpy_wide,
-        )  # (rows, ranks, 2)
-        tallies[key] = Tally(np.ascontiguousarray(ends[..., 0]), np.ascontiguousarray(ends[..., 1]))
     return tallies
+
+
+def _drawn(tasks: Sequence[MergeTask], size: int, runner: Runner) -> Iterator[Block[MergeTask]]:
+    """A sample of about `size` elements, each group of tensors in its share."""
+    groups: dict[object, list[MergeTask]] = {}
+    for task in tasks:
+        groups.setdefault(runner.group(task), []).append(task)
+    total = sum(task.count for task in tasks)
+    for group in groups.values():
+        yield from sample(group, size * sum(task.count for task in group) // total, runner.eager_block)
 
 
 def _by_digits(

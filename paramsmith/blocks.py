@@ -20,6 +20,7 @@ class Sized(Protocol):
     @property
     def count(self) -> int:
         """Elements of the tensor."""
+        ...
 
 
 T = TypeVar("T", bound=Sized)

@@ -42,6 +42,7 @@ class Program(Protocol):
 
     def __call__(self, *tensors: Tensor) -> object:
         """Fill the output buffers."""
+        ...
 
 
 def compiler_missing() -> str | None:

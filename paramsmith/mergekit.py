@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from paramsmith.errors import printable
 from paramsmith.located_yaml import Located, Problems, nearest
-from paramsmith.recipe_schema import Draft, Entry
+from paramsmith.recipe_schema import Draft, DraftSlice, Entry
 from paramsmith.registry import MergeMethod
 
 
@@ -69,7 +69,8 @@ def translate(draft: Draft, known: Mapping[str, MergeMethod], problems: Problems
         return None
     method = known[rule.method]
     draft.method = method.name
-    _base(draft, rule, method)
+    _base(draft, rule, method, problems)
+    _lone(draft, method)
     takes = {f.alias or n for n, f in method.params.model_fields.items()}
     for scope in draft.scopes():
         _parameters(scope, rule, takes, draft.warnings)
@@ -83,13 +84,15 @@ def _names(known: Iterable[str]) -> str:
     return ", ".join(sorted(known))
 
 
-def _base(draft: Draft, rule: Translation, method: MergeMethod) -> None:
+def _base(draft: Draft, rule: Translation, method: MergeMethod, problems: Problems) -> None:
     """Where mergekit's base_model stands: subtracted from the models, or an input like the others."""
     if draft.base is None:
         return
     listed = any(entry.model == draft.base for entry in draft.models)
     if not (rule.base_is_input or method.base == "unused"):
         draft.models = [entry for entry in draft.models if entry.model != draft.base]  # its delta is zero by name
+        for part in draft.slices or ():
+            _without_base(part, draft.base, problems)
         return
     if draft.models and not listed and method.models[1] != 1:
         draft.models.append(Entry(draft.base, draft.method_line))
@@ -99,6 +102,27 @@ def _base(draft: Draft, rule: Translation, method: MergeMethod) -> None:
             part.sources.sort(key=lambda entry: entry.model != draft.base)
     if method.base != "unused":
         draft.base = None  # ours would subtract it
+
+
+def _without_base(part: DraftSlice, base: str, problems: Problems) -> None:
+    """A slice's entry for the base: ours takes of the base the layers that the first model has there."""
+    kept = [entry for entry in part.sources if entry.model != base]
+    if kept and any(entry.layers != kept[0].layers for entry in part.sources if entry.model == base):
+        problems.add(part.line, "other layers of the base than of the first model are not supported yet")
+    part.sources = kept or part.sources
+
+
+def _lone(draft: Draft, method: MergeMethod) -> None:
+    """Where a method takes one model, what is said of that model is said of the slice, or of the whole recipe."""
+    if method.models != (1, 1):
+        return
+    tensorwise = [name for name, kind in method.params.settings().items() if kind == "tensor"]
+    wanted = [method.params.model_fields[name].alias or name for name in tensorwise]
+    lists = [(draft.models, draft.parameters), *((part.sources, part.parameters) for part in draft.slices or ())]
+    for entries, parameters in lists:
+        for name in wanted if len(entries) == 1 else ():
+            if name in entries[0].parameters:
+                parameters[name] = entries[0].parameters.pop(name)
 
 
 def _parameters(scope: dict[str, Located], rule: Translation, takes: set[str], warnings: list[str]) -> None:

@@ -19,9 +19,9 @@ Floats = NDArray[np.floating]
 PACK, LIMIT = 1 << 19, 1 << 23
 
 
-def sample_size(count: int) -> int:
-    """How many elements to sample of `count`: all of a small tensor, a part of a large one, never over 2**22."""
-    return min(count, max(1 << 16, min(count // 32, 1 << 22)))
+def sample_size(count: int, most: int) -> int:
+    """How many elements to sample of `count`: all of a small tensor, a part of a large one, at most `most`."""
+    return min(count, max(1 << 16, min(count // 32, most)))
 
 
 def bracket(sample: Floats, rank: int, count: int) -> tuple[float, float]:
@@ -46,18 +46,23 @@ class Tally:
         self.low, self.high = low, high  # (rows, ranks)
         self.below = np.zeros(low.shape, dtype=np.int64)
         self.spilled = False
+        self._seen = 0
         self._values: list[list[tuple[Floats, NDArray[np.int64]]]] = [[] for _ in low]
         self._waiting: list[list[Floats]] = [[] for _ in low]
         self._lock = threading.Lock()
 
-    def add(self, below: NDArray[np.int64], inside: Sequence[Floats]) -> None:
-        """Count one block: elements below each bracket (rows, ranks), and each row's values within any."""
+    def add(self, count: int, below: NDArray[np.int64], inside: Sequence[Floats]) -> int:
+        """Take in a block of `count` elements: how many lie below each bracket (rows, ranks), and each row's values
+        within any; the elements seen so far.
+        """
         with self._lock:
+            self._seen += count
             self.below += below
             for row, values in enumerate(inside):
                 self._waiting[row].append(values)
                 if sum(map(len, self._waiting[row])) > PACK:
                     self._pack(row)
+            return self._seen
 
     def _pack(self, row: int) -> None:
         fresh = np.concatenate(self._waiting[row]) if self._waiting[row] else np.empty(0, self.low.dtype)

@@ -28,10 +28,12 @@ class Source(Protocol):
     @property
     def read(self) -> Callable[[int, memoryview], None]:
         """Fills a buffer with the tensor's bytes from a given one on."""
+        ...
 
     @property
     def dtype(self) -> DType:
         """How it is stored."""
+        ...
 
 
 class Task(Sized, Protocol):
@@ -40,6 +42,7 @@ class Task(Sized, Protocol):
     @property
     def sources(self) -> Sequence[Source]:
         """One a model, the base first where deltas are wanted."""
+        ...
 
 
 class Scratch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = asked.only or list(PARTS)
     for part, missing in (
         ("mergekit", not asked.mergekit and "no --mergekit PYTHON"),
-        ("gpu", not facts.gpu and "none"),
+        ("gpu", not facts.gpu and "torch finds no CUDA device"),
     ):
         if part in parts and missing:
             parts = [p for p in parts if p != part]
@@ -97,4 +98,5 @@ def _parts(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was written is removed then too
     sys.exit(main())

@@ -95,12 +95,18 @@ def llamas(folder: Path, sizes: Sizes) -> dict[str, Path]:
             raise Unusable(
                 f"{folder} has {room / 1e9:.1f} GB free, and four models and two outputs take {6 * size / 1e9:.1f}"
             )
-        subprocess.run([sys.executable, "-m", __name__, str(folder), json.dumps(asdict(sizes))], cwd=ROOT, check=True)
+        make_apart(folder, sizes)
     for name in NAMES:
         weights = folder / name / WEIGHTS
-        if not weights.is_file() or weights.stat().st_size != size or weights.open("rb").read(len(head)) != head:
+        if not weights.is_file() or weights.stat().st_size != size or _start(weights, len(head)) != head:
             raise Unusable(f"{weights} is not the model wanted here: name another folder")
     return {name: folder / name for name in NAMES}
+
+
+def make_apart(folder: Path, sizes: Sizes) -> None:
+    """Write the four models in a process of its own, so that this one stays small."""
+    command = [sys.executable, "-m", "tests.bench.models", str(folder), json.dumps(asdict(sizes))]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def make_llamas(folder: Path, sizes: Sizes) -> None:
@@ -139,6 +145,11 @@ def tiny_models(folder: Path, count: int) -> dict[str, Path]:
     if any((place / name / WEIGHTS).stat().st_size != size for name in NAMES):
         raise Unusable(f"{place} holds other models than those wanted here: name another folder")
     return {name: place / name / WEIGHTS for name in NAMES}
+
+
+def _start(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _opened(folder: Path, head: bytes, stack: ExitStack) -> Mapping[str, BinaryIO]:

@@ -123,7 +123,7 @@ def test_data_that_hides_from_the_sample_is_found(monkeypatch: pytest.MonkeyPatc
     count = 3_000_000
     tasks = [StateDict({"w": torch.zeros(count)}, "m").tensors["w"]]
     looked = np.zeros(count, dtype=bool)
-    for block in sample(tasks, order.sample_size(count), CUT):
+    for block in sample(tasks, order.sample_size(count, 1 << 22), CUT):
         for span in block.spans:
             looked[span.start : span.start + span.count] = True
     assert 0.01 < looked.mean() < 0.1

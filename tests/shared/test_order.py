@@ -43,7 +43,7 @@ def tally(scores: np.ndarray, low: np.ndarray, high: np.ndarray, block: int = 70
         part = scores[:, start : start + block]
         below = (part[:, None] < low[..., None]).sum(-1)
         within = (part[:, None] >= low[..., None]) & (part[:, None] <= high[..., None])
-        made.add(below, [line[mark.any(0)] for line, mark in zip(part, within, strict=True)])
+        made.add(part.shape[1], below, [line[mark.any(0)] for line, mark in zip(part, within, strict=True)])
     return made
 
 
@@ -156,10 +156,11 @@ def test_brackets_are_narrow() -> None:
 
 
 def test_samples_are_all_of_a_small_set_and_bounded() -> None:
-    assert sample_size(10) == 10
-    assert sample_size(1 << 16) == 1 << 16
-    assert sample_size(10**7) == 10**7 // 32
-    assert sample_size(10**12) == 1 << 22
+    assert sample_size(10, 1 << 22) == 10
+    assert sample_size(1 << 16, 1 << 22) == 1 << 16
+    assert sample_size(10**7, 1 << 22) == 10**7 // 32
+    assert sample_size(10**12, 1 << 22) == 1 << 22
+    assert sample_size(10**12, 1 << 18) == 1 << 18
 
 
 @dtypes
