@@ -92,6 +92,8 @@ def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None) -> Job:
     everyone = ([base] if base else []) + list(models)
     warnings = [f"{m.label}: {w}" if m.label not in w else w for m in everyone for w in m.warnings]
     warnings += _left_out(everyone, stacked=recipe.slices is not None)
+    if base and not deltas:
+        warnings.append(f"{method.name} does not subtract the base, which only gives names, config and integers")
     listed = places(recipe, models, everyone[0], base if deltas else None, warnings)
     wanted = recipe.out_dtype or recipe.dtype
     chosen = parse_dtype(wanted) if wanted else None
@@ -100,7 +102,9 @@ def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None) -> Job:
     scopes: dict[int, Scopes] = {}
     tasks = []
     for place in listed:
-        inner = scopes.setdefault(place.part, Scopes(method, recipe, place.entries, place.parameters))
+        if place.part not in scopes:
+            scopes[place.part] = Scopes(method, recipe, place.entries, place.parameters)
+        inner = scopes[place.part]
         task = _task(place, base if deltas else None, method, inner, chosen, recipe.missing, warnings)
         if task:
             tasks.append(task)

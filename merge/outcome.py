@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paramsmith.companions import companions, output_config
 from paramsmith.device import parse_bytes
+from paramsmith.model_config import TEXT_SECTIONS
 from paramsmith.recipe import ModelEntry, Recipe, dump_recipe
 from paramsmith.shards import Layout, plan_files
 
 from .job import Job
 
 if TYPE_CHECKING:
+    from paramsmith.model_config import ModelConfig
     from paramsmith.staging import Writer
 
 # What the Hub's own tools write.
@@ -34,11 +38,34 @@ def write_companions(job: Job, writer: Writer, target: Path) -> None:
     if reference.config is not None:
         dtypes = {task.spec.dtype for task in job.tasks if task.spec.dtype.kind == "float"}
         dtype = dtypes.pop() if len(dtypes) == 1 else None
-        writer.add_file("config.json", output_config(reference.config, dtype, job.tied, job.layers))
+        config = _restacked(reference.config, job)
+        writer.add_file("config.json", output_config(config, dtype, job.tied, job.layers))
     if reference.folder is not None:
         for path in companions(reference.folder):
             writer.add_copy(path, path.relative_to(reference.folder).as_posix())
     writer.add_file("recipe.yaml", dump_recipe(_rooted(job.recipe)).encode())
+
+
+def _restacked(config: ModelConfig, job: Job) -> ModelConfig:
+    """The config with what it says layer by layer (`layer_types`) as it is of the layers that were stacked."""
+    if job.recipe.slices is None:
+        return config
+    by_label = {model.label: model.config or config for model in job.models}
+    sources = [part.sources[0] for part in job.recipe.slices]
+    layers = [(by_label[source.model].text, i) for source in sources for i in range(*source.layer_range)]
+    raw = copy.deepcopy(config.raw)
+    section = next((raw[key] for key in TEXT_SECTIONS if isinstance(raw.get(key), dict)), raw)
+    for key, said in config.text.items():
+        listed = (
+            isinstance(said, list) and len(said) == config.num_layers and all(isinstance(word, str) for word in said)
+        )
+        if listed and "layer" in key:
+            section[key] = [_at(text.get(key), i, said[0]) for text, i in layers]  # type: ignore[index]
+    return replace(config, raw=raw)
+
+
+def _at(words: object, index: int, otherwise: object) -> object:
+    return words[index] if isinstance(words, list) and index < len(words) else otherwise
 
 
 def _rooted(recipe: Recipe) -> Recipe:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from paramsmith.errors import InvalidInput, printable
-from paramsmith.params import Layer, Params, Setting, validated
+from paramsmith.params import Layer, Params, Resolved, Setting, validated
 from paramsmith.recipe import Recipe
 from paramsmith.registry import MergeMethod
 
@@ -84,3 +84,20 @@ def _says(plain: Mapping[str, object], name: str, names: Mapping[str, str]) -> b
 def _first(chain: Sequence[Setting[float]], model: int, name: str, layer: Layer | None) -> float:
     values = (setting.at(model, name, layer) for setting in chain)
     return next(value for value in values if value is not None)
+
+
+class Common(Resolved[Any]):
+    """The parameters that several tensors share; InvalidInput when one is asked for that varies among them."""
+
+    def __init__(self, method: MergeMethod, options: Params, listed: Sequence[Numbers]) -> None:
+        super().__init__(options, {}, dict(listed[0]))
+        self._method, self._all = method, [dict(numbers) for numbers in set(listed)]
+
+    def values(self, name: str) -> tuple[float, ...]:
+        """The values of a parameter."""
+        first = super().values(name)
+        if any(numbers[name] != first for numbers in self._all):
+            shown = self._method.params.model_fields[name].alias or name
+            fact = f"{self._method.name} looks at the whole model at once, so {shown} cannot vary from tensor to tensor"
+            raise InvalidInput(fact, "give it one value a model, or a flavour that works tensor by tensor")
+        return first

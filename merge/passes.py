@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ from torch import Tensor
 from paramsmith import gram, kernels, ops
 from paramsmith.blocks import CUT, Block
 from paramsmith.dtypes import torch_dtype
-from paramsmith.errors import InvalidInput
 from paramsmith.kernels import Kernel
 from paramsmith.order import Floats
 from paramsmith.params import Resolved
@@ -26,7 +25,7 @@ from paramsmith.surveys import Extremes, OrderStatistic, Seen, Sum, Survey
 
 from . import programs
 from .job import Job, MergeTask
-from .parameters import Numbers
+from .parameters import Common, Numbers
 from .programs import Kind, Spec, as_plain, buffers, program, torch_named
 
 T = TypeVar("T")
@@ -92,7 +91,8 @@ class Runner:
     def resolved(self, survey: Survey, tasks: Sequence[MergeTask] | None = None) -> Resolved[Any]:
         """The parameters as a survey's own functions see them: of one tensor, or what all tensors agree on."""
         about = merged(self.job) if tasks is None else tasks
-        return Common(self.job, about if survey.scope == "model" else about[:1])
+        listed = [task.numbers for task in (about if survey.scope == "model" else about[:1])]
+        return Common(self.job.method, self.job.options, listed)
 
     def terms(self, survey: Sum | Extremes) -> int:
         """How many terms a survey's function gives, from one element of zeros."""
@@ -151,12 +151,19 @@ class Runner:
             yield name, kind
 
     def prepare_kernels(self) -> None:
-        """Compile, side by side, every kernel the job will need and the cache does not hold."""
-        wanted: dict[Path, Mapping[str, object]] = {}
-        for task in {self.group(t): t for t in merged(self.job)}.values():
-            for spec in self._specs(task):
-                wanted[self._kernel_path(spec)] = as_plain(spec)
-        kernels.build(wanted, BUILDER, self.setup.threads)
+        """Compile, side by side, every kernel the job will need and the cache does not hold; load them all."""
+        wanted = self._wanted()
+        kernels.build({path: as_plain(spec) for path, spec in wanted.items()}, BUILDER, self.setup.threads)
+        for spec in wanted.values():
+            self.kernel(spec)
+
+    def kernels_missing(self) -> int:
+        """How many kernels are still to be compiled."""
+        return sum(not path.exists() for path in self._wanted())
+
+    def _wanted(self) -> dict[Path, Spec]:
+        kinds = {self.group(task): task for task in merged(self.job)}
+        return {self._kernel_path(spec): spec for task in kinds.values() for spec in self._specs(task)}
 
     def _specs(self, task: MergeTask) -> Iterator[Spec]:
         for survey in self.job.method.surveys(self.job.options):
@@ -254,23 +261,6 @@ class Pass:
             compiled = self.compiled and not lone_rest
             self._specs[key] = (spec, self.runner.kernel(spec) if compiled else self.runner.eager(spec))
         return self._specs[key]
-
-
-class Common(Resolved[Any]):
-    """The parameters that several tensors share; InvalidInput when one is asked for that varies among them."""
-
-    def __init__(self, job: Job, tasks: Sequence[MergeTask]) -> None:
-        super().__init__(job.options, {}, dict(tasks[0].numbers))
-        self._job, self._tasks = job, tasks
-
-    def values(self, name: str) -> tuple[float, ...]:
-        """The values of a parameter."""
-        first = super().values(name)
-        if any(dict(numbers)[name] != first for numbers in {task.numbers for task in self._tasks}):
-            method, shown = self._job.method, self._job.method.params.model_fields[name].alias or name
-            fact = f"{method.name} looks at the whole model at once, so {shown} cannot vary from tensor to tensor"
-            raise InvalidInput(fact, "give it one value a model, or a flavour that works tensor by tensor")
-        return first
 
 
 def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scratch: Scratch) -> Floats:

@@ -11,8 +11,9 @@ from paramsmith import kernels
 from paramsmith.blocks import CUT
 from paramsmith.device import pick_device, pick_threads, resident_memory
 from paramsmith.errors import Failed, InvalidInput, Refused
+from paramsmith.order import PACK
 from paramsmith.plan import Plan, readable
-from paramsmith.surveys import OrderStatistic
+from paramsmith.surveys import OrderStatistic, Sum
 
 from .engine import total_bytes
 from .job import Job
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
 
 # Blocks, in elements: what measured best; compiled and eager on the CPU, and on a GPU.
 COMPILED, EAGER, GPU = 1 << 18, 1 << 15, 1 << 23
-SMALLEST = 1 << 10
-# Compiling pays from here on: bytes to read, over all passes.
-WORTHWHILE = 2_000_000_000
+SMALLEST = 1 << 12
+# Compiling pays from here on: bytes to read, over all passes. Not what the kernel cache happens to hold decides, lest
+# the same command give bytes that differ by a rounding.
+WORTHWHILE = 8_000_000_000
 # What the interpreter, headers and the journal may still take after the plan is made.
-SLACK = 24_000_000
+SLACK = 8_000_000
+# Seconds to compile one kernel, for the estimate of time only.
+BUILDING = 8.0
 # Bytes a second and thread, for the estimate of time only.
 SPEED = {"compiled": 1.6e9, "eager": 0.6e9}
 
@@ -47,9 +51,12 @@ def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
         raise InvalidInput(f"a block of {options.block} elements", f"a multiple of {CUT:,}")
     if device.type == "cuda":
         return Setup(device, threads, most, most, False), why
-    size = _fitting(job, budget, threads, most, compiled)
-    eager = min(options.block or EAGER, _fitting(job, budget, threads, options.block or EAGER, False))
-    drawn = min(1 << 22, max(CUT, _left(budget) // (16 * len(job.models))))
+    room = _left(budget)
+    rows = len(job.models)
+    drawn = min(1 << 22, max(CUT, room // (40 * rows)))
+    room -= _surveying(job, drawn)
+    size = _fitting(job, budget, room, threads, most, compiled)
+    eager = min(options.block or EAGER, _fitting(job, budget, room, threads, options.block or EAGER, False))
     return Setup(device, threads, size, eager, compiled, drawn), why
 
 
@@ -104,16 +111,26 @@ def _per_element(job: Job, compiled: bool) -> int:
     return raw + survey + temporaries + (4 if job.method.random else 0)
 
 
-def _fitting(job: Job, budget: int, threads: int, most: int, compiled: bool) -> int:
-    """The largest block that fits the budget: a power of two below `most`, of whole canonical cuts where it can be."""
-    room = _left(budget) // (threads * _per_element(job, compiled))
+def _surveying(job: Job, drawn: int) -> int:
+    """Bytes that a survey of order statistics holds besides its blocks: a sample, or values waiting to be counted."""
+    if not any(isinstance(s, OrderStatistic) for s in job.method.surveys(job.options)):
+        return 0
+    wide = 8 if job.wide == "float64" else 4
+    return max(wide * drawn * (2 * len(job.models) + 2), PACK * len(job.models) * (wide + 24))
+
+
+def _fitting(job: Job, budget: int, room: int, threads: int, most: int, compiled: bool) -> int:
+    """The largest block that fits the room: whole canonical cuts, or a power of two below one."""
+    each = threads * _per_element(job, compiled)
+    # sums are made of whole cuts
+    least = CUT if any(isinstance(s, Sum) for s in job.method.surveys(job.options)) else SMALLEST
     size = most
-    while size > CUT and size > room:
-        size = max(CUT, size // 2 // CUT * CUT)
-    if max(size, CUT) > room:  # surveys add up whole cuts
-        least = threads * _per_element(job, compiled) * CUT + budget - _left(budget)
+    while size > least and size * each > room:
+        size = size // 2 // CUT * CUT if size > 2 * CUT else size // 2
+    if max(size, least) * each > room:
+        wanted = budget + least * each - room
         fact = f"a memory budget of {readable(budget)} is too small for {threads} threads"
-        raise Refused(fact, f"give --memory {readable(least * 1.05).replace(' ', '')} or more, or fewer --threads")
+        raise Refused(fact, f"give --memory {wanted * 1.02 / 1e6:.0f}MB or more, or fewer --threads")
     return size
 
 
@@ -126,15 +143,19 @@ def make_plan(job: Job, setup: Setup, why: str) -> Plan:
     working = setup.threads * max(
         _per_element(job, setup.compiled) * block, _per_element(job, False) * setup.eager_block if surveys else 0
     )
+    building = 0.0
+    if setup.compiled:
+        missing = Runner(job, setup, lambda nbytes: None).kernels_missing()
+        building = BUILDING * -(-missing // setup.threads)
     return Plan(
         tensors=len(job.tasks),
         parameters=sum(task.count for task in job.tasks),
         bytes_read=read,
         bytes_written=written,
         passes=1 + (len(surveys) if merged(job) else 0),
-        peak_memory=resident_memory() + SLACK + working,
+        peak_memory=resident_memory() + SLACK + working + _surveying(job, setup.sample),
         disk_needed=written,
-        seconds=read / (SPEED[path] * setup.threads) + written / 1.5e9,
+        seconds=read / (SPEED[path] * setup.threads) + written / 1.5e9 + building,
         path=path,
         why=why,
         block=block,

@@ -125,7 +125,10 @@ def _brackets(
 
     def tally(key: str) -> Tally:
         drawn = np.concatenate(samples.pop(key) or [np.empty((len(ranks[key]), 0), runner.numpy_wide)], axis=1)
-        ends = [[bracket(line, rank, counts[key]) for rank in wanted] for line, wanted in zip(drawn, ranks[key], strict=True)]
+        ends = [
+            [bracket(line, rank, counts[key]) for rank in wanted]
+            for line, wanted in zip(drawn, ranks[key], strict=True)
+        ]
         both = np.array(ends, dtype=runner.numpy_wide)  # (rows, ranks, 2)
         return Tally(np.ascontiguousarray(both[..., 0]), np.ascontiguousarray(both[..., 1]))
 

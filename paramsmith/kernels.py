@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -34,6 +35,7 @@ INDUCTOR = {
     "realize_acc_reads_threshold": 100_000,
     "unroll_reductions_threshold": 64,
 }
+_REASON = re.compile(r"[\w.]*(Error|Exception)\b")
 _DTYPES = ("uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 
 
@@ -58,8 +60,10 @@ def cache_folder() -> Path:
     """The user's own kernel folder, mode 0700; Failed when someone else could write into it."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paramsmith" / "kernels"
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    root.chmod(0o700)
-    if root.stat().st_uid != os.getuid() or stat.S_IMODE(root.stat().st_mode) != 0o700:
+    mine = root.stat().st_uid == os.getuid()
+    if mine:
+        root.chmod(0o700)
+    if not mine or stat.S_IMODE(root.stat().st_mode) != 0o700:
         raise Failed(f"{root} is not yours alone", "compiled kernels are code: fix its owner, or set --compile never")
     return root
 
@@ -83,8 +87,8 @@ def build(specs: Mapping[Path, Mapping[str, object]], builder: str, at_once: int
         for path, child in children:
             _, words = child.communicate()
             if child.returncode or not path.exists():
-                said = [line.strip() for line in words.splitlines() if "Error" in line] or ["no word"]
-                raise Failed(f"a kernel could not be compiled: {printable(said[-1])}", "--compile never does without")
+                said = [line for line in words.splitlines() if _REASON.match(line)] or ["no word"]
+                raise Failed(f"a kernel could not be compiled: {printable(said[0])}", "--compile never does without")
 
 
 def _child(builder: str, path: Path, spec: Mapping[str, object]) -> subprocess.Popen[str]:
@@ -118,7 +122,10 @@ class Kernel:
 
     def __init__(self, path: Path, workers: int) -> None:
         self._torch = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so"))
-        self._library = ctypes.CDLL(str(path))
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError:
+            raise Failed(f"the compiled kernel {path} cannot be loaded", "run again: it is built anew") from None
         self._container = ctypes.c_void_p()
         create = self._library.AOTInductorModelContainerCreateWithDevice
         self._check(create(ctypes.byref(self._container), ctypes.c_size_t(workers), b"cpu", None), path)

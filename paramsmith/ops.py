@@ -98,8 +98,8 @@ def uniform(key: Tensor, start: Tensor, index: Tensor) -> Tensor:
     """Counter-based random numbers in [0, 1), of 24 bits: (1 + models) keys, (1,) start, (n,) index -> (models, n).
 
     Element `start + index` (modulo 2**32) of the streams that the keys, one of the tensor and one of each model, name;
-    integer arithmetic that wraps, so the same bits on every device and for every cut. Mixing: C. Wellons' 32-bit integer
-    hash `lowbias32`, once for the tensor and once for each model.
+    integer arithmetic that wraps, so the same bits on every device and for every cut. Mixing: C. Wellons' 32-bit
+    integer hash `lowbias32`, once for the tensor and once for each model.
     """
     mixed = _mixed(_mixed((start + index) ^ key[:1]) ^ key[1:, None])
     return ((mixed >> 8) & 0xFFFFFF).float() * 2.0**-24

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
-# Collected values are packed when this many wait, and given up when more distinct ones than this remain.
-PACK, LIMIT = 1 << 19, 1 << 23
+# Collected values are packed when this many wait (or as many as are packed already), and given up when more distinct
+# ones than the limit remain.
+PACK, LIMIT = 1 << 14, 1 << 23
 
 
 def sample_size(count: int, most: int) -> int:
@@ -60,7 +61,8 @@ class Tally:
             self.below += below
             for row, values in enumerate(inside):
                 self._waiting[row].append(values)
-                if sum(map(len, self._waiting[row])) > PACK:
+                held = len(self._values[row][0][0]) if self._values[row] else 0
+                if sum(map(len, self._waiting[row])) > max(PACK, held):
                     self._pack(row)
             return self._seen
 

@@ -270,6 +270,12 @@ def validated(params: type[P], values: Mapping[str, object], where: str) -> P:
         return params.model_validate(dict(values))
     except ValidationError as problem:
         told = [(".".join(str(p) for p in e["loc"] if p not in ("models", "anchors")), e) for e in problem.errors()]
-        facts = [f"{_ENDING.sub('', name)}: {e['msg']}, found {printable(e['input'], 40)}" for name, e in told]
+        known = [field.alias or name for name, field in params.model_fields.items()]
+        facts = [
+            f"there is no parameter {printable(name)}, but {', '.join(known)}"
+            if e["type"] == "extra_forbidden"
+            else f"{_ENDING.sub('', name)}: {e['msg']}, found {printable(e['input'], 40)}"
+            for name, e in told
+        ]
         unique = "; ".join(dict.fromkeys(facts))
         raise InvalidInput(f"{where}: {unique}", f"see: paramsmith methods {where}") from None

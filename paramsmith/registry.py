@@ -13,7 +13,7 @@ from paramsmith.params import Params
 from paramsmith.surveys import BlockFunction, Survey
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 BaseUse: TypeAlias = Literal["required", "optional", "unused"]
 Surveys: TypeAlias = "Sequence[Survey] | Callable[[Any], Sequence[Survey]]"

@@ -20,13 +20,13 @@ from tests.badinputs import CONFIG
 
 START = "from paramsmith.cli.app import main; main()"
 # The last line a process writes. What wait4 tells would begin with the peak of the tests' own process.
-PEAK = '''
+PEAK = """
 import atexit, os, re
 def peak():
     with open("/proc/self/status") as status:
         os.write(1, b"\\npeak " + re.search("VmHWM:\\\\s+([0-9]+) kB", status.read())[1].encode())
 atexit.register(peak)
-'''
+"""
 WIDTH, INNER, WORDS = 8, 16, 32
 
 

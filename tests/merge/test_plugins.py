@@ -125,7 +125,9 @@ def test_a_clash_of_names(tmp_path: Path) -> None:
 
 
 @unnamed
-@pytest.mark.parametrize(("code", "told"), [("import no_such_library", "no_such_library"), ("1 / 0", "division by zero")])
+@pytest.mark.parametrize(
+    ("code", "told"), [("import no_such_library", "no_such_library"), ("1 / 0", "division by zero")]
+)
 def test_a_plug_in_that_fails_is_named(tmp_path: Path, code: str, told: str) -> None:
     for fact in refused(install(tmp_path / "site", code), tmp_path):
         assert "vendor" in fact

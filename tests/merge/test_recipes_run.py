@@ -248,6 +248,19 @@ def test_layers_of_a_deeper_model(here: Path) -> None:
     failed(too_many, 2, "b has 4 layers", "[3, 5]")
 
 
+@pytest.mark.parametrize("section", [None, "text_config"])
+def test_what_the_config_lists_layer_by_layer_is_stacked_too(here: Path, section: str | None) -> None:
+    for name, letters in (("a", "wxyz"), ("b", "stuv")):
+        said = {"layer_types": list(letters), "num_hidden_layers": LAYERS, "architectures": ["X", "Y", "Z", "W"]}
+        save(here / name, A if name == "a" else B, **({section: said, "num_hidden_layers": None} if section else said))
+    made(here, FRANKEN)
+    config = config_of(here / "out")
+    found = config[section] if section else config
+    assert isinstance(found, dict)
+    assert found.get("architectures", ["X", "Y", "Z", "W"]) == ["X", "Y", "Z", "W"]
+    assert (found["layer_types"], found["num_hidden_layers"]) == (list("wxytuv"), 6)
+
+
 def recipe(folder: Path, text: str) -> Path:
     (folder / "recipe.yaml").write_text(text)
     return folder / "recipe.yaml"
