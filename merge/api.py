@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import warnings
@@ -185,6 +186,10 @@ def merge_state_dicts(
 def _opened(recipe: Recipe, stack: ExitStack) -> Job:
     from .job import prepare
 
+    # headers become hundreds of thousands of objects, all of which stay: collecting garbage would only walk them
+    if gc.isenabled():
+        gc.disable()
+        stack.callback(gc.enable)
     listed = [e.model for e in recipe.models]
     listed += [s.model for part in recipe.slices or () for s in part.sources if s.model not in listed]
     unique = list(dict.fromkeys(listed)) if recipe.slices else listed

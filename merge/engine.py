@@ -19,7 +19,7 @@ from paramsmith.surveys import OrderStatistic
 
 from .health import Health
 from .job import Job, MergeTask
-from .passes import OUT, Pass, Runner, Setup, merged
+from .passes import OUT, Pass, Runner, Setup
 from .survey import run_survey
 
 
@@ -51,7 +51,7 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
     """Do the work; the warnings that only data can give."""
     meter = _Meter(total_bytes(job), progress)
     runner = Runner(job, setup, meter.add)
-    tasks = merged(job)
+    tasks = job.merged
     warnings: list[str] = []
     if tasks:
         for survey in job.method.surveys(job.options):
@@ -71,7 +71,7 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
 
 def total_bytes(job: Job) -> int:
     """Bytes that will be read, over all passes; surveys read again."""
-    once = sum(t.count * p.dtype.itemsize for t in merged(job) for p in t.sources)
+    once = sum(t.count * p.dtype.itemsize for t in job.merged for p in t.sources)
     copies = sum(t.spec.nbytes * len(t.sources) for t in job.tasks if t.copied)
     return once * (1 + len(job.method.surveys(job.options))) + copies
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.dtypes import DType, parse_dtype
@@ -55,11 +56,11 @@ class MergeTask:
     sources: tuple[Part, ...]
     numbers: Numbers
     copied: bool = False
+    count: int = field(init=False)
 
-    @property
-    def count(self) -> int:
-        """Elements."""
-        return self.spec.count
+    def __post_init__(self) -> None:
+        """Count the elements, once: the engine asks for every block."""
+        object.__setattr__(self, "count", self.spec.count)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Job:
     tied: bool | None
     layers: int | None
     warnings: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def merged(self) -> tuple[MergeTask, ...]:
+        """The tensors that need arithmetic."""
+        return tuple(task for task in self.tasks if not task.copied and task.count)
 
     @property
     def reference(self) -> Model:
@@ -232,6 +238,8 @@ def _lacking(
 
 def _check_alike(place: Place, found: Sequence[tuple[Model, TensorInfo]], first: TensorInfo) -> None:
     for model, info in found:
+        if info.shape == first.shape and info.dtype == first.dtype:
+            continue
         where = f"{printable(model.label)}: the tensor {printable(place.reference)}"
         if info.shape != first.shape:
             vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]

@@ -22,6 +22,7 @@ class Scopes:
     ) -> None:
         self.method = method
         self.models = len(entries)
+        self._same: Numbers | None = None
         names = {(f.alias or n): n for n, f in method.params.model_fields.items()}
         self.options = validated(method.params, recipe.parameters, method.name)
         scopes = [validated(method.params, s, method.name) for s in (inner, recipe.parameters)]
@@ -36,6 +37,8 @@ class Scopes:
             mine = [[getattr(o, name)] if _says(e, name, names) else [] for o, e in zip(own, entries, strict=True)]
             self._chains[name] = [m + common for m in mine] if kind == "model" else [common]
         self._checked: set[Numbers] = set()
+        varies = any(setting.varies for chains in self._chains.values() for chain in chains for setting in chain)
+        self._same = None if varies else self.at("", None)
 
     def _check_own(
         self, entries: Sequence[Mapping[str, object]], own: Sequence[Params], names: Mapping[str, str]
@@ -62,6 +65,8 @@ class Scopes:
 
     def at(self, name: str, layer: Layer | None) -> Numbers:
         """The values at one tensor; InvalidInput when the method cannot use them together."""
+        if self._same is not None:
+            return self._same
         numbers = tuple(
             (field, tuple(_first(chain, model, name, layer) for model, chain in enumerate(chains)))
             for field, chains in self._chains.items()

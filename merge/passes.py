@@ -90,13 +90,13 @@ class Runner:
 
     def resolved(self, survey: Survey, tasks: Sequence[MergeTask] | None = None) -> Resolved[Any]:
         """The parameters as a survey's own functions see them: of one tensor, or what all tensors agree on."""
-        about = merged(self.job) if tasks is None else tasks
+        about = self.job.merged if tasks is None else tasks
         listed = [task.numbers for task in (about if survey.scope == "model" else about[:1])]
         return Common(self.job.method, self.job.options, listed)
 
     def terms(self, survey: Sum | Extremes) -> int:
         """How many terms a survey's function gives, from one element of zeros."""
-        task = merged(self.job)[0]
+        task = self.job.merged[0]
         rows = len(task.sources) - self.job.deltas
         uniform = (lambda: torch.zeros(rows, 1, dtype=torch.float32)) if self.job.method.random else None
         seen = {name: torch.zeros(shape, dtype=self.wide) for name, shape in self.shapes(survey.name).items()}
@@ -106,7 +106,7 @@ class Runner:
     def shapes(self, before: str = "") -> dict[str, tuple[int, ...]]:
         """The shapes of the surveys' values, up to the one named."""
         found: dict[str, tuple[int, ...]] = {}
-        task = merged(self.job)[0]
+        task = self.job.merged[0]
         rows = len(task.sources) - self.job.deltas
         for survey in self.job.method.surveys(self.job.options):
             if survey.name == before:
@@ -162,7 +162,7 @@ class Runner:
         return sum(not path.exists() for path in self._wanted())
 
     def _wanted(self) -> dict[Path, Spec]:
-        kinds = {self.group(task): task for task in merged(self.job)}
+        kinds = {self.group(task): task for task in self.job.merged}
         return {self._kernel_path(spec): spec for task in kinds.values() for spec in self._specs(task)}
 
     def _specs(self, task: MergeTask) -> Iterator[Spec]:
@@ -272,11 +272,6 @@ def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scra
 def mark_spec(rows: int, ranks: int, wide: str) -> Spec:
     """The program that marks scores; the same for all methods."""
     return Spec("mark", "", "", {}, rows, wide, wide, wide, False, {}, {}, ranks)
-
-
-def merged(job: Job) -> Sequence[MergeTask]:
-    """The tensors that need arithmetic."""
-    return [task for task in job.tasks if not task.copied and task.count]
 
 
 def _word(seed: int, page: int, name: str, model: int) -> int:

@@ -17,7 +17,7 @@ from paramsmith.surveys import OrderStatistic, Sum
 
 from .engine import total_bytes
 from .job import Job
-from .passes import Runner, Setup, merged
+from .passes import Runner, Setup
 
 if TYPE_CHECKING:
     from .api import RunOptions
@@ -40,7 +40,7 @@ def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
     """How to run the job, and why so."""
     from .api import memory_of
 
-    if merged(job):
+    if job.merged:
         Runner(job, Setup(torch.device("cpu"), 1, CUT, CUT, False), lambda nbytes: None).shapes()  # surveys agree
     device = pick_device(options.device)
     threads = pick_threads(options.threads)
@@ -51,13 +51,23 @@ def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
         raise InvalidInput(f"a block of {options.block} elements", f"a multiple of {CUT:,}")
     if device.type == "cuda":
         return Setup(device, threads, most, most, False), why
-    room = _left(budget)
-    rows = len(job.models)
-    drawn = min(1 << 22, max(CUT, room // (40 * rows)))
+    while True:
+        try:
+            return _within(job, options, Setup(device, threads, most, EAGER, compiled), budget), why
+        except Refused:
+            if options.threads is not None or threads == 1:
+                raise
+            threads -= 1  # fewer hands need less room
+
+
+def _within(job: Job, options: RunOptions, setup: Setup, budget: int) -> Setup:
+    """The setup with blocks that fit the budget; Refused when none do."""
+    room, threads = _left(budget), setup.threads
+    drawn = min(1 << 22, max(CUT // 2, room // (40 * len(job.models))))
     room -= _surveying(job, drawn)
-    size = _fitting(job, budget, room, threads, most, compiled)
+    size = _fitting(job, budget, room, threads, setup.block, setup.compiled)
     eager = min(options.block or EAGER, _fitting(job, budget, room, threads, options.block or EAGER, False))
-    return Setup(device, threads, size, eager, compiled, drawn), why
+    return replace(setup, block=size, eager_block=eager, sample=drawn)
 
 
 def with_kernels(job: Job, setup: Setup, options: RunOptions) -> tuple[Setup, list[str]]:
@@ -78,7 +88,7 @@ def _compiled(job: Job, options: RunOptions, device: torch.device, budget: int, 
         return False, "as asked"
     if device.type != "cpu":
         return False, "kernels are compiled for the CPU only"
-    if not merged(job):
+    if not job.merged:
         return False, "nothing to compute"
     lacking = kernels.compiler_missing()
     if lacking:
@@ -100,12 +110,12 @@ def _left(budget: int) -> int:
 
 def _per_element(job: Job, compiled: bool) -> int:
     """Bytes of buffers and temporaries a worker needs for one element of a block."""
-    task = merged(job)[0] if merged(job) else None
+    task = job.merged[0] if job.merged else None
     if task is None:
         return 16
     wide = 8 if job.wide == "float64" else 4
     sources, rows = len(task.sources), len(task.sources) - job.deltas
-    raw = max(sum(p.dtype.itemsize for p in t.sources) for t in merged(job)) + 8
+    raw = max(sum(p.dtype.itemsize for p in t.sources) for t in job.merged) + 8
     survey = rows * (wide + 3) if any(isinstance(s, OrderStatistic) for s in job.method.surveys(job.options)) else 0
     temporaries = 0 if compiled else wide * (sources + 6 * rows + 4)
     return raw + survey + temporaries + (4 if job.method.random else 0)
@@ -152,7 +162,7 @@ def make_plan(job: Job, setup: Setup, why: str) -> Plan:
         parameters=sum(task.count for task in job.tasks),
         bytes_read=read,
         bytes_written=written,
-        passes=1 + (len(surveys) if merged(job) else 0),
+        passes=1 + (len(surveys) if job.merged else 0),
         peak_memory=resident_memory() + SLACK + working + _surveying(job, setup.sample),
         disk_needed=written,
         seconds=read / (SPEED[path] * setup.threads) + written / 1.5e9 + building,

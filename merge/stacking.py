@@ -48,17 +48,16 @@ def places(
         return list(_stacked(recipe, models, base, names))
     untied = [a for a in names if a in reference.aliases]
     warnings += [f"{printable(a)} is tied in {reference.label} but not everywhere: merged by itself" for a in untied]
-    counted = max((i for i in map(layer_index, names) if i is not None), default=-1) + 1
-    entries = tuple(entry.parameters for entry in recipe.models)
+    indices = [layer_index(name) for name in names]
+    counted = max((index for index in indices if index is not None), default=-1) + 1
+    layers = {index: Layer(index=index, count=counted) for index in set(indices) if index is not None}
+    entries, many = tuple(entry.parameters for entry in recipe.models), tuple(models)
     return [
-        Place(name, reference, name, tuple(models), (name,) * len(models), _layer(name, counted), 0, entries, {})
-        for name in names
+        Place(
+            name, reference, name, many, (name,) * len(many), None if index is None else layers[index], 0, entries, {}
+        )
+        for name, index in zip(names, indices, strict=True)
     ]
-
-
-def _layer(name: str, count: int) -> Layer | None:
-    index = layer_index(name)
-    return None if index is None else Layer(index=index, count=count)
 
 
 def _stacked(recipe: Recipe, models: Sequence[Model], base: Model | None, names: Sequence[str]) -> Iterator[Place]:

@@ -201,9 +201,9 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo
     if not _natural_numbers(offsets) or len(offsets) != 2:
         _refuse_tensor(path, name, f"data_offsets {printable(offsets)} are not two whole numbers")
     # Zeros do not excuse absurd dimensions: strides are products of the others.
-    if math.prod(filter(None, shape)) * dtype.bits > _MAX_BITS:
-        _refuse_tensor(path, name, f"shape {printable(shape)} is too large for any machine")
     bits = math.prod(shape) * dtype.bits
+    if (bits or math.prod(filter(None, shape)) * dtype.bits) > _MAX_BITS:
+        _refuse_tensor(path, name, f"shape {printable(shape)} is too large for any machine")
     nbytes = offsets[1] - offsets[0]
     if bits % 8:
         _refuse_tensor(path, name, f"shape {printable(shape)} of {dtype.bits}-bit elements does not fill whole bytes")
@@ -214,7 +214,12 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo
 
 
 def _natural_numbers(found: object) -> TypeGuard[list[int]]:
-    return isinstance(found, list) and all(type(number) is int and number >= 0 for number in found)
+    if not isinstance(found, list):
+        return False
+    for number in found:  # noqa: SIM110 - a generator costs more for each of many thousand entries
+        if type(number) is not int or number < 0:
+            return False
+    return True
 
 
 def _refuse_tensor(path: Path, name: str, found: str, hint: str = _DAMAGED) -> NoReturn:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 # Collected values are packed when this many wait (or as many as are packed already), and given up when more distinct
 # ones than the limit remain.
-PACK, LIMIT = 1 << 14, 1 << 23
+PACK, LIMIT = 1 << 13, 1 << 23
 
 
 def sample_size(count: int, most: int) -> int:
     """How many elements to sample of `count`: all of a small tensor, a part of a large one, at most `most`."""
-    return min(count, max(1 << 16, min(count // 32, most)))
+    return min(count, max(min(most, 1 << 16), min(count // 32, most)))
 
 
 def bracket(sample: Floats, rank: int, count: int) -> tuple[float, float]:
