@@ -59,6 +59,9 @@ def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: 
         show_warning(warning)
     if dry_run:
         planned = plan(recipe, output or Path("merged"), _run_options(options))
+        for warning in planned.warnings:
+            if warning not in recipe.warnings:
+                show_warning(warning)
         show_json(planned.to_json()) if wants_json() else click.echo(planned.describe())
         return
     with bar(not quiet) as progress:

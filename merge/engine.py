@@ -14,13 +14,14 @@ from torch import Tensor
 from paramsmith import __version__
 from paramsmith.blocks import Block, cut
 from paramsmith.errors import Failed, printable
+from paramsmith.order import sample_size
 from paramsmith.stream import Scratch, read_row, run_workers
 from paramsmith.surveys import OrderStatistic
 
 from .health import Health
 from .job import Job, MergeTask
 from .passes import OUT, Pass, Runner, Setup
-from .survey import run_survey
+from .survey import run_survey, sets_of
 
 
 class Sink(Protocol):
@@ -49,7 +50,7 @@ class Sink(Protocol):
 
 def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], None] | None) -> list[str]:
     """Do the work; the warnings that only data can give."""
-    meter = _Meter(total_bytes(job), progress)
+    meter = _Meter(total_bytes(job, setup.sample), progress)
     runner = Runner(job, setup, meter.add)
     tasks = job.merged
     warnings: list[str] = []
@@ -69,11 +70,18 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
     return warnings + health.warnings()
 
 
-def total_bytes(job: Job) -> int:
-    """Bytes that will be read, over all passes; surveys read again."""
+def total_bytes(job: Job, sample: int) -> int:
+    """Bytes that will be read: once a pass, and about what order statistics sample of them, `sample` elements a set."""
+    surveys = job.method.surveys(job.options)
     once = sum(t.count * p.dtype.itemsize for t in job.merged for p in t.sources)
     copies = sum(t.spec.nbytes * len(t.sources) for t in job.tasks if t.copied)
-    return once * (1 + len(job.method.surveys(job.options))) + copies
+    drawn = 0.0
+    for survey in (s for s in surveys if isinstance(s, OrderStatistic) and sample):
+        for tasks in sets_of(survey, job.merged).values():
+            count = sum(task.count for task in tasks)
+            nbytes = sum(task.count * part.dtype.itemsize for task in tasks for part in task.sources)
+            drawn += nbytes * (share if (share := sample_size(count, sample) / count) < 1 else 0)
+    return once * (1 + len(surveys)) + copies + int(drawn)
 
 
 def job_key(job: Job, compiled: bool) -> str:
@@ -177,4 +185,4 @@ class _Meter:
         if self._progress is not None:
             with self._lock:
                 self._done += nbytes
-                self._progress(self._done, self._total)
+                self._progress(min(self._done, self._total), self._total)  # a rank that escapes is sought again

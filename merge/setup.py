@@ -97,7 +97,7 @@ def _compiled(job: Job, options: RunOptions, device: torch.device, budget: int, 
         return False, lacking
     if options.compile == "always":
         return True, "as asked"
-    if total_bytes(job) < WORTHWHILE:
+    if total_bytes(job, 0) < WORTHWHILE:
         return False, "small job"
     if _left(budget) < threads * _per_element(job, True) * CUT:
         return False, "tight budget"
@@ -147,7 +147,7 @@ def _fitting(job: Job, budget: int, room: int, threads: int, most: int, compiled
 def make_plan(job: Job, setup: Setup, why: str) -> Plan:
     """What the job will cost."""
     surveys = job.method.surveys(job.options)
-    read, written = total_bytes(job), sum(task.spec.nbytes for task in job.tasks)
+    read, written = total_bytes(job, setup.sample), sum(task.spec.nbytes for task in job.tasks)
     path = "compiled" if setup.compiled else "eager"
     block = setup.block if setup.compiled else setup.eager_block
     working = setup.threads * max(

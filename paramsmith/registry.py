@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from paramsmith.errors import InvalidInput, printable
+from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.params import Params
 from paramsmith.surveys import BlockFunction, Survey
 
@@ -19,7 +19,7 @@ BaseUse: TypeAlias = Literal["required", "optional", "unused"]
 Surveys: TypeAlias = "Sequence[Survey] | Callable[[Any], Sequence[Survey]]"
 F = TypeVar("F", bound=BlockFunction)
 
-ENTRY_POINTS = "paramsmith.merge_methods"
+ENTRY_POINTS, OURS = "paramsmith.merge_methods", "paramsmith.merge.methods"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def merge_method(
 
     def register(function: F) -> F:
         if name in _METHODS:
-            raise ValueError(f"the merge method {name!r} is registered twice: {_METHODS[name].function.__module__}")
+            both = f"{_METHODS[name].function.__module__} and {function.__module__}"
+            raise ValueError(f"the merge method {name!r} is registered twice: by {both}")
         listed = surveys if callable(surveys) else lambda _: surveys
         _METHODS[name] = MergeMethod(
             name, function, params, base, models, listed, random, symmetric, copies, zero, unchanged, paper
@@ -87,8 +88,14 @@ def merge_method(
 
 def methods() -> dict[str, MergeMethod]:
     """Every merge method by name: ours and those of installed plug-ins, in order of name."""
-    for point in entry_points(group=ENTRY_POINTS):
-        point.load()
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.value != OURS):
+        try:
+            point.load()
+        except Exception as problem:  # somebody else's module may fail in any way
+            owner = printable(point.dist.name if point.dist else point.value)
+            told = printable(f"{type(problem).__name__}: {problem}".partition("\n")[0], 300)
+            fact = f"the plug-in {owner} ({point.value}) cannot be loaded: {told}"
+            raise Failed(fact, f"update it, or remove it: pip uninstall {owner}") from problem
     return dict(sorted(_METHODS.items()))
 
 

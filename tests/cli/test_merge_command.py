@@ -30,7 +30,7 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     seen = Calls()
-    told = SimpleNamespace(bytes_written=10**9, to_json=lambda: {"passes": 1}, describe=lambda: "the plan")
+    told = SimpleNamespace(bytes_written=10**9, to_json=lambda: {"passes": 1}, warnings=(), describe=lambda: "the plan")
 
     def plan(recipe: Recipe, output: Path, options: dict[str, object]) -> SimpleNamespace:
         seen.recipe, seen.output, seen.options = recipe, output, options

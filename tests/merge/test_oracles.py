@@ -71,9 +71,7 @@ def test_slerp(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", cases("karcher"))
 def test_karcher(case: dict[str, Any]) -> None:
     params = case["params"]
-    through_engine(
-        case, "karcher", {"weight": params["alphas"], "max_iter": params["max_iter"], "tol": params["tol"]}
-    )
+    through_engine(case, "karcher", {"weight": params["alphas"], "max_iter": params["max_iter"], "tol": params["tol"]})
 
 
 @pytest.mark.parametrize("case", cases("ties"))

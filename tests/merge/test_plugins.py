@@ -39,7 +39,6 @@ RUN = """
     done = [CliRunner().invoke(cli, words) for words in json.loads(sys.argv[1])]
     print(json.dumps([[d.exit_code, d.stdout, d.stderr] for d in done]))
 """
-unnamed = pytest.mark.xfail(reason="the registry lets the exception of a plug-in through, without its name")
 
 
 def install(folder: Path, code: str) -> Path:
@@ -124,7 +123,6 @@ def test_a_clash_of_names(tmp_path: Path) -> None:
         assert "'linear' is registered twice" in fact
 
 
-@unnamed
 @pytest.mark.parametrize(
     ("code", "told"), [("import no_such_library", "no_such_library"), ("1 / 0", "division by zero")]
 )

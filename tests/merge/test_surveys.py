@@ -19,7 +19,7 @@ from paramsmith.merge import merge_state_dicts
 from paramsmith.merge import survey as survey_module
 from paramsmith.merge.api import RunOptions
 from paramsmith.merge.job import prepare
-from paramsmith.merge.passes import Runner, merged
+from paramsmith.merge.passes import Runner
 from paramsmith.merge.setup import prepare_setup
 from paramsmith.merge.survey import run_survey
 from paramsmith.recipe import ModelEntry, Recipe
@@ -38,7 +38,7 @@ def surveyed(models: Models, survey: Survey, block: int = CUT, threads: int = 2)
     job = replace(job, method=replace(job.method, surveys=lambda options: [survey]))
     setup, _ = prepare_setup(job, RunOptions(memory=1 << 40, threads=threads, compile="never", block=block))
     runner = Runner(job, setup, lambda nbytes: None)
-    return {key: value.numpy() for key, value in run_survey(survey, merged(job), runner).items()}
+    return {key: value.numpy() for key, value in run_survey(survey, job.merged, runner).items()}
 
 
 def statistic(ranks: Callable[[int], Sequence[int]], scope: Scope, models: int = 2) -> OrderStatistic:
