@@ -31,8 +31,7 @@ from .programs import Kind, Spec, as_plain, buffers, program, torch_named
 T = TypeVar("T")
 BUILDER = "paramsmith.merge.programs"
 OUT = "out"  # the scratch that holds a pass's first buffer
-_NAMES = (OUT, "out 1")
-_MARKS = ("marks", "reached")
+_NAMES = (OUT, *(f"out {i}" for i in range(1, 10)))
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,8 @@ class Runner:
             self.job.deltas,
             {name: len(values) for name, values in task.numbers},
             {name: (shape, self.job.wide) for name, shape in shapes.items()},
-            terms=terms,
+            self.ranks(survey) if isinstance(survey, OrderStatistic) else 1,
+            terms,
         )
 
     def _settings(self) -> Iterable[tuple[str, str]]:
@@ -169,7 +169,6 @@ class Runner:
         for survey in self.job.method.surveys(self.job.options):
             if isinstance(survey, OrderStatistic):
                 yield self.spec("order", survey, task)
-                yield mark_spec(len(task.sources) - self.job.deltas, self.ranks(survey), self.job.wide)
             else:
                 kind: Kind = "sum" if isinstance(survey, Sum) else "extremes"
                 yield self.spec(kind, survey, task, self.terms(survey))
@@ -179,7 +178,7 @@ class Runner:
         """Found once: the code on disk may change while this runs, the code in memory does not."""
         name = json.dumps(as_plain(spec), sort_keys=True)
         if name not in self._paths:
-            code = _code(self.job.method.function if spec.method else mark_spec)
+            code = _code(self.job.method.function)
             self._paths[name] = kernels.kernel_path(as_plain(spec), code)
         return self._paths[name]
 
@@ -231,26 +230,14 @@ class Pass:
         self.runner, self.kind, self.survey, self.terms = runner, kind, survey, terms
         self.compiled = compiled
         self._specs: dict[object, tuple[Spec, Callable[..., object]]] = {}
-        self._mark: tuple[Spec, Callable[..., object]] | None = None
 
-    def __call__(self, block: Block[MergeTask], scratch: Scratch) -> list[Tensor]:
+    def __call__(self, block: Block[MergeTask], scratch: Scratch, *brackets: Tensor) -> list[Tensor]:
         """The buffers the program fills, on the device; they last until the next call with this scratch."""
         spec, run = self._program(block)
         made = buffers(spec, block.count)
         filled = [scratch.take(name, shape, dtype) for name, (shape, dtype, _) in zip(_NAMES, made, strict=False)]
-        run(*self.runner.inputs(block, self.survey, scratch), *filled)
+        run(*self.runner.inputs(block, self.survey, scratch), *(b.to(scratch.device) for b in brackets), *filled)
         self.runner.advance(sum(p.dtype.itemsize for p in block.task.sources) * block.count)
-        return filled
-
-    def mark(self, scores: Tensor, low: Tensor, high: Tensor, scratch: Scratch) -> list[Tensor]:
-        """1 for scores within any bracket (rows, n), and for those not below each (ranks, rows, n)."""
-        if self._mark is None:
-            spec = mark_spec(len(scores), low.shape[1], self.runner.job.wide)
-            self._mark = (spec, self.runner.kernel(spec) if self.compiled else self.runner.eager(spec))
-        spec, run = self._mark
-        made = buffers(spec, scores.shape[1])
-        filled = [scratch.take(name, shape, dtype) for name, (shape, dtype, _) in zip(_MARKS, made, strict=True)]
-        run(scores, low.to(scores.device), high.to(scores.device), *filled)
         return filled
 
     def _program(self, block: Block[MergeTask]) -> tuple[Spec, Callable[..., object]]:
@@ -266,12 +253,8 @@ class Pass:
 def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scratch: Scratch) -> Floats:
     """A block's scores (rows, n), by the eager program."""
     run = Pass(runner, "order", survey, 1, compiled=False)
-    return run(block, scratch)[0].cpu().numpy().copy()
-
-
-def mark_spec(rows: int, ranks: int, wide: str) -> Spec:
-    """The program that marks scores; the same for all methods."""
-    return Spec("mark", "", "", {}, rows, wide, wide, wide, False, {}, {}, ranks)
+    ends = torch.zeros(len(block.task.sources) - runner.job.deltas, runner.ranks(survey), dtype=runner.wide)
+    return run(block, scratch, ends, ends)[0].cpu().numpy().copy()
 
 
 def _word(seed: int, page: int, name: str, model: int) -> int:

@@ -22,7 +22,7 @@ from paramsmith.params import Params, Resolved
 from paramsmith.registry import MergeMethod, find_method
 from paramsmith.surveys import Seen, Survey
 
-Kind = Literal["output", "order", "mark", "sum", "extremes"]
+Kind = Literal["output", "order", "sum", "extremes"]
 
 
 @dataclass(frozen=True)
@@ -122,32 +122,25 @@ class OutputProgram(BlockProgram):
 
 
 class OrderProgram(BlockProgram):
-    """Buffer: scores (rows, n), -inf for NaN."""
+    """Buffers, after the brackets low and high (rows, ranks): scores (rows, n), -inf for NaN; marks of those within any
+    bracket; and for every rank a mark of those not below its bracket. All element by element, so it is one loop.
+    """
 
     def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
         """Fill the buffers."""
-        (scores,) = buffers
-        scores.copy_(ops.known(frame.of(self.survey()), -torch.inf))
-
-
-class MarkProgram(nn.Module):
-    """From scores (rows, n) and brackets low and high (rows, ranks): what lies within any, what is not below each.
-
-    A program of its own, lest the compiler compute the scores again for every comparison.
-    """
-
-    def forward(self, *flat: Tensor) -> None:
-        """Fill marks (rows, n) and reached (ranks, rows, n) with 1 or 0."""
-        scores, low, high, marks, reached = flat
-        ranks = range(low.shape[1])
+        low, high, scores, marks, *reached = buffers
+        score = ops.known(frame.of(self.survey()), -torch.inf)
+        scores.copy_(score)
+        ends = [(low[:, k : k + 1], high[:, k : k + 1]) for k in range(len(reached))]
         if torch.compiler.is_compiling():  # as floats, which kernels vectorize
-            first = [ops.ones_where(scores >= low[:, k : k + 1], scores) for k in ranks]
-            within = [ops.keep(scores <= high[:, k : k + 1], first[k]) for k in ranks]
+            first = [ops.ones_where(score >= least, score) for least, _ in ends]
+            within = [ops.keep(score <= most, above) for above, (_, most) in zip(first, ends, strict=True)]
         else:
-            first = [scores >= low[:, k : k + 1] for k in ranks]
-            within = [first[k] & (scores <= high[:, k : k + 1]) for k in ranks]
+            first = [score >= least for least, _ in ends]
+            within = [above & (score <= most) for above, (_, most) in zip(first, ends, strict=True)]
         marks.copy_(functools.reduce(torch.maximum, within).to(torch.uint8))
-        reached.copy_(torch.stack([each.to(torch.uint8) for each in first]))
+        for buffer, above in zip(reached, first, strict=True):
+            buffer.copy_(above.to(torch.uint8))
 
 
 class SumProgram(BlockProgram):
@@ -182,7 +175,7 @@ KINDS: Mapping[str, type[BlockProgram]] = {
 
 def program(spec: Spec, method: MergeMethod, options: Params) -> nn.Module:
     """The eager program of a spec."""
-    return MarkProgram() if spec.kind == "mark" else KINDS[spec.kind](spec, method, options)
+    return KINDS[spec.kind](spec, method, options)
 
 
 def buffers(spec: Spec, n: int) -> list[tuple[tuple[int, ...], torch.dtype, int | None]]:
@@ -191,9 +184,8 @@ def buffers(spec: Spec, n: int) -> list[tuple[tuple[int, ...], torch.dtype, int 
     if spec.kind == "output":
         return [((n,), torch_named(spec.out), 0), ((1,), wide, None)]
     if spec.kind == "order":
-        return [((rows, n), wide, 1)]
-    if spec.kind == "mark":
-        return [((rows, n), torch.uint8, 1), ((spec.ranks, rows, n), torch.uint8, 2)]
+        mark = ((rows, n), torch.uint8, 1)
+        return [((rows, n), wide, 1), *[mark] * (1 + spec.ranks)]
     if spec.kind == "sum":
         return [((spec.terms, -(-n // CUT)), torch.float64, 1)]
     return [((spec.terms, 2), wide, None)]
@@ -204,11 +196,6 @@ def example(spec: Spec, random: bool) -> tuple[list[Tensor], list[Mapping[int, o
     cuts = torch.export.Dim("cuts", min=1, max=1 << 10)
     free = CUT * cuts if spec.kind == "sum" else torch.export.Dim("n", min=1, max=1 << 24)
     n = 2 * CUT
-    if spec.kind == "mark":
-        ends = torch.zeros(spec.rows, spec.ranks, dtype=torch_named(spec.wide))
-        made = [torch.zeros(shape, dtype=dtype) for shape, dtype, _ in buffers(spec, n)]
-        scores = torch.zeros(spec.rows, n, dtype=torch_named(spec.wide))
-        return [scores, ends, ends.clone(), *made], [{1: free}, None, None, {1: free}, {2: free}]
     inputs = [torch.zeros(spec.sources, n, dtype=torch_named(spec.raw))]
     dynamic: list[Mapping[int, object] | None] = [{1: free}]
     shapes: list[tuple[Sequence[int], torch.dtype]] = [
@@ -223,6 +210,9 @@ def example(spec: Spec, random: bool) -> tuple[list[Tensor], list[Mapping[int, o
     if random:
         inputs.append(torch.zeros(n, dtype=torch.int32))
         dynamic.append({0: free})
+    if spec.kind == "order":
+        inputs += [torch.zeros(spec.rows, spec.ranks, dtype=torch_named(spec.wide)) for _ in ("low", "high")]
+        dynamic += [None, None]
     for shape, dtype, axis in buffers(spec, n):
         inputs.append(torch.zeros(shape, dtype=dtype))
         dynamic.append(None if axis is None else {axis: cuts if spec.kind == "sum" else free})
@@ -240,9 +230,6 @@ def main(path: str, text: str) -> None:
     plain = json.loads(text)
     plain["seen"] = {name: (tuple(shape), dtype) for name, (shape, dtype) in plain["seen"].items()}
     spec = Spec(**plain)
-    if spec.kind == "mark":
-        compile_program(MarkProgram(), *example(spec, False), Path(path))
-        return
     method = find_method(spec.method)
     made = program(spec, method, validated(method.params, spec.options, spec.method))
     compile_program(made, *example(spec, method.random), Path(path))

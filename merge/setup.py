@@ -126,7 +126,7 @@ def _surveying(job: Job, drawn: int) -> int:
     if not any(isinstance(s, OrderStatistic) for s in job.method.surveys(job.options)):
         return 0
     wide = 8 if job.wide == "float64" else 4
-    return max(wide * drawn * (2 * len(job.models) + 2), PACK * len(job.models) * (wide + 24))
+    return max(wide * drawn * (2 * len(job.models) + 2), max(PACK, drawn // 32) * len(job.models) * (wide + 24))
 
 
 def _fitting(job: Job, budget: int, room: int, threads: int, most: int, compiled: bool) -> int:

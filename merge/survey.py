@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramsmith.blocks import CUT, Block, cut, sample
-from paramsmith.order import Digits, Floats, Tally, bracket, sample_size
+from paramsmith.order import PACK, Digits, Floats, Tally, bracket, sample_size
 from paramsmith.stream import Scratch
 from paramsmith.surveys import Extremes, OrderStatistic, Sum, Survey
 
@@ -95,11 +95,11 @@ def _order_statistics(survey: OrderStatistic, sets: Sets, runner: Runner) -> dic
     def work(item: tuple[str, Block[MergeTask]], run: Pass, scratch: Scratch) -> None:
         key, block = item
         tally = tallies[key]
-        (made,) = run(block, scratch)
-        marked, reached = run.mark(made, torch.from_numpy(tally.low), torch.from_numpy(tally.high), scratch)
-        marks, first = (each.cpu().numpy().view(np.bool_) for each in (marked, reached))  # (rows, n), (ranks, rows, n)
-        inside = [line[np.flatnonzero(mark)] for line, mark in zip(made.cpu().numpy(), marks, strict=True)]
-        above = [[np.count_nonzero(line) for line in rank] for rank in first]  # (ranks, rows)
+        made = run(block, scratch, torch.from_numpy(tally.low), torch.from_numpy(tally.high))
+        lines, *marked = (each.cpu().numpy() for each in made)
+        marks, *reached = (each.view(np.bool_) for each in marked)  # (rows, n) each
+        inside = [line[np.flatnonzero(mark)] for line, mark in zip(lines, marks, strict=True)]
+        above = [[np.count_nonzero(line) for line in rank] for rank in reached]  # (ranks, rows)
         if tally.add(block.count, block.count - np.array(above, dtype=np.int64).T, inside) == counts[key]:
             found[key] = tally.find(ranks[key])
             del tallies[key]
@@ -130,7 +130,8 @@ def _brackets(
             for line, wanted in zip(drawn, ranks[key], strict=True)
         ]
         both = np.array(ends, dtype=runner.numpy_wide)  # (rows, ranks, 2)
-        return Tally(np.ascontiguousarray(both[..., 0]), np.ascontiguousarray(both[..., 1]))
+        pack = max(PACK, runner.setup.sample // 32)  # as much as the budget lets be sampled
+        return Tally(np.ascontiguousarray(both[..., 0]), np.ascontiguousarray(both[..., 1]), pack)
 
     def blocks() -> Iterator[tuple[str, Block[MergeTask]]]:
         for key, tasks in sets.items():

@@ -43,7 +43,8 @@ def bracket(sample: Floats, rank: int, count: int) -> tuple[float, float]:
 class Tally:
     """What one pass saw of one set of numbers: rows of scores, `ranks` brackets a row; filled by many workers."""
 
-    def __init__(self, low: Floats, high: Floats) -> None:
+    def __init__(self, low: Floats, high: Floats, pack: int = PACK) -> None:
+        self._pack_at = pack
         self.low, self.high = low, high  # (rows, ranks)
         self.below = np.zeros(low.shape, dtype=np.int64)
         self.spilled = False
@@ -62,7 +63,7 @@ class Tally:
             for row, values in enumerate(inside):
                 self._waiting[row].append(values)
                 held = len(self._values[row][0][0]) if self._values[row] else 0
-                if sum(map(len, self._waiting[row])) > max(PACK, held):
+                if sum(map(len, self._waiting[row])) > max(self._pack_at, held):
                     self._pack(row)
             return self._seen
 
