@@ -243,7 +243,7 @@ def parse_option(text: str) -> object:
     """One value of the command line as plain data.
 
     >>> parse_option("0.3,0.5"), parse_option("0..1"), parse_option("mlp=0.5"), parse_option("true")
-    ([0.3, 0.5], {'gradient': [0.0, 1.0]}, {'value': 0.5, 'filter': 'mlp'}, True)
+    ([0.3, 0.5], {'gradient': [0, 1]}, {'value': 0.5, 'filter': 'mlp'}, True)
     """
     wanted, equals, rest = text.rpartition("=")
     if equals and wanted:
