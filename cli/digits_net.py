@@ -61,10 +61,10 @@ def load_splits() -> Splits:
             "the demo's handwritten digits come with scikit-learn, which is not installed",
             "pip install 'paramsmith[demo]'",
         ) from None
-    data = load_digits()
-    order = torch.randperm(len(data.target), generator=_seeded(0))
-    images = torch.tensor(data.images, dtype=torch.float32)[order, None] / 16
-    labels = torch.tensor(data.target, dtype=torch.int64)[order]
+    pixels, target = load_digits(return_X_y=True)
+    order = torch.randperm(len(target), generator=_seeded(0))
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 8, 8)[order, None] / 16
+    labels = torch.tensor(target, dtype=torch.int64)[order]
     ends = [0, 1000, 1300, len(labels)]
     return Splits(*(Digits(images[a:b], labels[a:b]) for a, b in pairwise(ends)))
 

@@ -20,7 +20,7 @@ from paramsmith.surveys import OrderStatistic
 
 from .health import Health
 from .job import Job, MergeTask
-from .passes import OUT, Pass, Runner, Setup
+from .passes import FIRST_OUT, Pass, Runner, Setup
 from .survey import run_survey, sets_of
 
 
@@ -113,7 +113,7 @@ def _output(tasks: Sequence[MergeTask], runner: Runner, sink: Sink, health: Heal
 def _on_host(out: Tensor, scratch: Scratch) -> memoryview:
     """The result's bytes, read for writing."""
     if out.device.type == "cpu":
-        return scratch.bytes_of(OUT)[: out.nbytes]
+        return scratch.bytes_of(FIRST_OUT)[: out.nbytes]
     held = scratch.take("result", tuple(out.shape), out.dtype, host=True)
     held.copy_(out, non_blocking=True)
     torch.cuda.current_stream(out.device).synchronize()

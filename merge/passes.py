@@ -30,8 +30,7 @@ from .programs import Kind, Spec, as_plain, buffers, program, torch_named
 
 T = TypeVar("T")
 BUILDER = "paramsmith.merge.programs"
-OUT = "out"  # the scratch that holds a pass's first buffer
-_NAMES = (OUT, *(f"out {i}" for i in range(1, 10)))
+FIRST_OUT = "out 0"  # the scratch that holds a pass's first buffer
 
 
 @dataclass(frozen=True)
@@ -227,15 +226,15 @@ class Pass:
     """One kind of program over blocks: call it with a block for the filled buffers."""
 
     def __init__(self, runner: Runner, kind: Kind, survey: Survey | None, terms: int, *, compiled: bool) -> None:
-        self.runner, self.kind, self.survey, self.terms = runner, kind, survey, terms
-        self.compiled = compiled
+        self.runner, self.survey, self.terms, self.compiled = runner, survey, terms, compiled
+        self.kind: Kind = kind
         self._specs: dict[object, tuple[Spec, Callable[..., object]]] = {}
 
     def __call__(self, block: Block[MergeTask], scratch: Scratch, *brackets: Tensor) -> list[Tensor]:
         """The buffers the program fills, on the device; they last until the next call with this scratch."""
         spec, run = self._program(block)
         made = buffers(spec, block.count)
-        filled = [scratch.take(name, shape, dtype) for name, (shape, dtype, _) in zip(_NAMES, made, strict=False)]
+        filled = [scratch.take(f"out {i}", shape, dtype) for i, (shape, dtype, _) in enumerate(made)]
         run(*self.runner.inputs(block, self.survey, scratch), *(b.to(scratch.device) for b in brackets), *filled)
         self.runner.advance(sum(p.dtype.itemsize for p in block.task.sources) * block.count)
         return filled

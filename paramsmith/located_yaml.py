@@ -82,6 +82,7 @@ def read_located(text: str, problems: Problems) -> Located:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         problems.add(1, f"more than {MAX_BYTES:,} bytes, which no recipe needs")
         problems.raise_if_any()
+    node = None
     try:
         _screen(text, problems)
         node = YAML(typ="safe", pure=True).compose(io.StringIO(text))

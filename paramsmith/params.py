@@ -76,7 +76,7 @@ class Setting(BaseModel, Generic[T]):
     @property
     def varies(self) -> bool:
         """Whether tensors of one model may get different values."""
-        return any(len(rules) > 1 or rules[0].filter or len(rules[0].anchors) > 1 for rules in self.models)
+        return any(len(rules) > 1 or any(r.filter or len(r.anchors) > 1 for r in rules) for rules in self.models)
 
     def at(self, model: int, name: str, layer: Layer | None) -> T | None:
         """The value for one tensor of one model; None where no filter matches."""

@@ -77,7 +77,8 @@ def merge_method(
         if name in _METHODS:
             both = f"{_METHODS[name].function.__module__} and {function.__module__}"
             raise ValueError(f"the merge method {name!r} is registered twice: by {both}")
-        listed = surveys if callable(surveys) else lambda _: surveys
+        fixed: Sequence[Survey] = () if callable(surveys) else surveys
+        listed = surveys if callable(surveys) else lambda _: fixed
         _METHODS[name] = MergeMethod(
             name, function, params, base, models, listed, random, symmetric, copies, zero, unchanged, paper
         )
