@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,22 +18,12 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor
 from torch.nn import functional as nn
 
+from paramsmith.device import one_thread_an_operation
 from paramsmith.errors import InvalidInput
 
 WIDTH, DEPTH, CLASSES, PIXELS = 384, 4, 10, 64
 
 Weights = dict[str, Tensor]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums do not depend on how many cores there are while this lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Digits(NamedTuple):
@@ -179,7 +168,7 @@ def train_expert(base: Weights, task: str, train: Digits, schedule: Schedule) ->
     return _train(base, draw, schedule.expert_epochs, schedule.expert_rate)
 
 
-@one_thread()
+@one_thread_an_operation()  # sums do not depend on how many cores there are
 def _train(start: Weights, draw: Callable[[Generator], Digits], epochs: int, rate: float, batch: int = 64) -> Weights:
     weights = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     optimizer = torch.optim.AdamW(list(weights.values()), lr=rate, weight_decay=0.0)
@@ -199,7 +188,7 @@ def exams(digits: Digits) -> list[Digits]:
     return [task(digits, _seeded(2)) for task in TASKS.values()]
 
 
-@one_thread()
+@one_thread_an_operation()  # sums do not depend on how many cores there are
 @torch.no_grad()
 def accuracies(weights: Mapping[str, Tensor], on: Sequence[Digits]) -> list[float]:
     """The share of right answers in each exam."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .api import MergeReport, RunOptions, merge, merge_state_dicts, plan, run
+from .api import MergeReport, merge, merge_state_dicts, plan, run
+from .options import RunOptions
 
 __all__ = ["MergeReport", "RunOptions", "merge", "merge_state_dicts", "plan", "run"]

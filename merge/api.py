@@ -6,39 +6,23 @@ import gc
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from paramsmith.checkpoint import Checkpoint
-from paramsmith.device import DEFAULT_MEMORY, parse_bytes, resident_memory
 from paramsmith.errors import Failed, InvalidInput, MergeWarning, printable
 from paramsmith.plan import Plan
 from paramsmith.recipe import ModelEntry, Recipe
+
+from .options import Compile, Progress, RunOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .job import Job
-
-Compile = Literal["auto", "always", "never"]
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run a merge; none of it changes what is asked for."""
-
-    memory: str | int | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    compile: Compile = "auto"
-    block: int | None = None
-    force: bool = False
-    strict: bool = False
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -212,10 +196,3 @@ def _strictly(warnings: Sequence[str], options: RunOptions) -> None:
     if options.strict and warnings:
         more = f" (and {len(warnings) - 1} more warnings)" if len(warnings) > 1 else ""
         raise Failed(f"{warnings[0]}{more}", "warnings are errors under --strict")
-
-
-def memory_of(options: RunOptions) -> int:
-    """The memory budget in bytes; by default it makes room in a process that holds much already."""
-    if options.memory is not None:
-        return parse_bytes(options.memory)
-    return max(DEFAULT_MEMORY, resident_memory() + DEFAULT_MEMORY // 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,10 +16,8 @@ from paramsmith.surveys import OrderStatistic, Sum
 
 from .engine import total_bytes
 from .job import Job
+from .options import RunOptions, memory_of
 from .passes import Runner, Setup
-
-if TYPE_CHECKING:
-    from .api import RunOptions
 
 # Blocks, in elements: what measured best; compiled and eager on the CPU, and on a GPU.
 COMPILED, EAGER, GPU = 1 << 18, 1 << 15, 1 << 23
@@ -38,8 +35,6 @@ SPEED = {"compiled": 1.6e9, "eager": 0.6e9}
 
 def prepare_setup(job: Job, options: RunOptions) -> tuple[Setup, str]:
     """How to run the job, and why so."""
-    from .api import memory_of
-
     if job.merged:
         Runner(job, Setup(torch.device("cpu"), 1, CUT, CUT, False), lambda nbytes: None).shapes()  # surveys agree
     device = pick_device(options.device)
