@@ -117,11 +117,13 @@ def _per_element(job: Job, compiled: bool) -> int:
 
 
 def _surveying(job: Job, drawn: int) -> int:
-    """Bytes that a survey of order statistics holds besides its blocks: a sample, or values waiting to be counted."""
+    """Bytes that a survey of order statistics holds besides its blocks: a sample, then values waiting to be counted."""
     if not any(isinstance(s, OrderStatistic) for s in job.method.surveys(job.options)):
         return 0
     wide = 8 if job.wide == "float64" else 4
-    return max(wide * drawn * (2 * len(job.models) + 2), max(PACK, drawn // 32) * len(job.models) * (wide + 24))
+    sampled = wide * drawn * (2 * len(job.models) + 3)
+    # what is freed of the sample is not all fit for what comes after it
+    return sampled + 2 * max(PACK, drawn // 32) * len(job.models) * (wide + 24)
 
 
 def _fitting(job: Job, budget: int, room: int, threads: int, most: int, compiled: bool) -> int:
