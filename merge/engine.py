@@ -57,7 +57,7 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
     if tasks:
         for survey in job.method.surveys(job.options):
             kept = sink.recall(survey.name)
-            values = run_survey(survey, tasks, runner) if kept is None else _revived(kept, runner)
+            values = run_survey(survey, tasks, runner) if kept is None else _revived(kept)
             if kept is None:
                 sink.remember(survey.name, {key: value.tolist() for key, value in values.items()})
             if isinstance(survey, OrderStatistic):
@@ -159,16 +159,18 @@ def _copies(job: Job, setup: Setup, sink: Sink, meter: _Meter) -> list[str]:
     return [f"{printable(n)}: integers differ between the models, copied from the base" for n in sorted(differing)]
 
 
-def _revived(kept: object, runner: Runner) -> dict[str, Tensor]:
+def _revived(kept: object) -> dict[str, Tensor]:
     if not isinstance(kept, dict):
         raise Failed("the journal holds something else than survey values", "remove the .partial folder")
     return {str(key): torch.tensor(value, dtype=torch.float64) for key, value in kept.items()}
 
 
 def _notes(survey: OrderStatistic, values: dict[str, Tensor], job: Job) -> list[str]:
-    told = []
-    for key, value in values.items() if survey.notes else ():
-        for model, note in survey.notes(value).items() if survey.notes else ():
+    told: list[str] = []
+    if survey.notes is None:
+        return told
+    for key, value in values.items():
+        for model, note in survey.notes(value).items():
             about = f"{job.models[model].label}{': ' + key if key else ''}"
             told.append(f"{printable(about)}: {note}")
     return told
