@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,8 @@ class Checkpoint:
     """The opened headers of one model, and thread-safe reading of its tensors.
 
     `tensors` holds every stored tensor under its name; `aliases` the names of tied weights, which read the tensor
-    they are tied to. `warnings` are sentences for the user about what was found.
+    they are tied to. `metadata` is what the files say beside their tensors; `warnings` are sentences for the user
+    about what was found.
     """
 
     label: str
@@ -28,6 +28,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     aliases: dict[str, str]
     config: ModelConfig | None
+    metadata: dict[str, str]
     warnings: list[str]
 
     def __init__(self, label: str, path: Path) -> None:
@@ -37,6 +38,7 @@ class Checkpoint:
         self.tensors = {}
         self.aliases = {}
         self.config = None
+        self.metadata = {}
         self.warnings = []
         self._opened: dict[Path, _File] = {}
 
@@ -113,8 +115,8 @@ class Checkpoint:
         self.tensors, self.warnings = gather_tensors(self.path, found, headers)
         if self.config is not None:
             check_config(self.config, self.tensors)
-        metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
-        self._resolve_ties(metadata)
+        self.metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
+        self._resolve_ties()
 
     def _open_file(self, path: Path) -> None:
         fd, status = open_regular(path)
@@ -127,8 +129,8 @@ class Checkpoint:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
-    def _resolve_ties(self, metadata: Mapping[str, str]) -> None:
-        self.aliases = tied_names(self.config, self.tensors, metadata)
+    def _resolve_ties(self) -> None:
+        self.aliases = tied_names(self.config, self.tensors, self.metadata)
         for alias, kept in self.aliases.items():
             if self.tensors.pop(alias, None) is not None:
                 names = f"{printable(alias)} is left out, as config.json ties it to {printable(kept)}"

@@ -22,14 +22,14 @@ _MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
 class Destination:
-    """One output path. A target ending in .safetensors is a file, any other a folder."""
+    """One output path. A target ending in .safetensors is a file, any other a folder, unless `single` says which."""
 
-    def __init__(self, target: Path, *, force: bool) -> None:
+    def __init__(self, target: Path, *, force: bool, single: bool | None = None) -> None:
         # a bare ".." or "." has no name of its own to put staging beside
         whole = target if target.name not in ("", "..") else target.resolve()
         self.parent = whole.parent.resolve()
         self.target = self.parent / whole.name
-        self.single = self.target.suffix == ".safetensors"
+        self.single = self.target.suffix == ".safetensors" if single is None else single
         self.staging = self.parent / f".{whole.name}.partial"
         self.files = self.staging / "files"
         self.journal = self.staging / "journal"

@@ -16,6 +16,8 @@ PARALLEL = 0.9995
 ZERO_NORM = 1e-8
 # Lengths are roots of Gram products, so they are noise below the root of float64's: what is shorter has cancelled.
 CANCELLED = 1e-6
+# Directions whose share of a Gram is smaller are noise of the float32 it was stored in.
+RANK = 1e-7
 
 
 def pair_products(block: Tensor) -> Tensor:
@@ -87,6 +89,40 @@ def karcher_coefficients(gram: Tensor, weight: Sequence[float], max_iter: int, t
             break
         mean = _normalised(torch.cos(length) * mean + torch.sin(length) / length * tangent, unit)
     return (mean * inverse * (alpha * norms).sum())[:, None]
+
+
+def regmean_solve(weights: Tensor, grams: Tensor, off_diagonal: float = 1.0) -> Tensor:
+    """The W closest to all W_i in the sense of their inputs: W = (sum_i W_i G_i)(sum_i G_i)^+.
+
+    `weights` (models, out, in); `grams` (models, in, in), or (models, groups, in, in) where the outputs fall into as
+    many equal groups; -> (out, in), float64. It is solved for the difference from the mean of `weights`, which is kept
+    in directions that no input has. Entries of the Grams off their diagonal count `off_diagonal` times.
+
+    >>> grams = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[3.0, 0.0], [0.0, 0.0]]])
+    >>> regmean_solve(torch.tensor([[[0.0, 0.0]], [[4.0, 6.0]]]), grams).tolist()
+    [[3.0, 3.0]]
+    """
+    models, outputs, inputs = weights.shape
+    wide, gram = weights.double(), grams.double().view(models, -1, inputs, inputs)
+    gram = off_diagonal * gram + (1 - off_diagonal) * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
+    mean = wide.mean(0)
+    apart = (wide - mean).view(models, gram.shape[1], -1, inputs)  # (models, groups, out / groups, in)
+    change = _divided((apart @ gram).sum(0), gram.sum(0))
+    merged: Tensor = mean + change.reshape(outputs, inputs)
+    return merged
+
+
+def _divided(right: Tensor, gram: Tensor) -> Tensor:
+    """X with X G = R for symmetric G >= 0, by its pseudo-inverse where G is nearly singular: (groups, out, in)."""
+    size = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = torch.where(size > 0, 1 / torch.where(size > 0, size, 1.0), 0.0)  # inputs of one size: a fairer rank
+    even = gram * scale[..., :, None] * scale[..., None, :]
+    values, vectors = torch.linalg.eigh(even)
+    known = values > values[..., -1:].clamp_min(0) * RANK
+    inverse = torch.where(known, 1 / torch.where(known, values, 1.0), 0.0)
+    turned = (right * scale[..., None, :]) @ vectors
+    solved: Tensor = ((turned * inverse[..., None, :]) @ vectors.mT) * scale[..., None, :]
+    return solved
 
 
 def _normalised(coefficients: Tensor, unit: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Masks are floats, 1 or 0: kernels vectorize them, where stored booleans are slow
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, TypeAlias
 
 import torch
@@ -103,6 +104,24 @@ def uniform(key: Tensor, start: Tensor, index: Tensor) -> Tensor:
     """
     mixed = _mixed(_mixed((start + index) ^ key[:1]) ^ key[1:, None])
     return ((mixed >> 8) & 0xFFFFFF).float() * 2.0**-24
+
+
+def stream_word(seed: int, page: int, name: str, model: int) -> int:
+    """What `uniform` knows a model's random numbers of one tensor by, model -1 being the tensor: 32 bits, signed.
+
+    `page` counts the 2**32 elements that one stream holds.
+    """
+    digest = hashlib.blake2b(f"{seed}/{page}/{model}/{name}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def partition(draws: Tensor, count: int) -> Tensor:
+    """Which of `count` partitions each entry belongs to, from draws in [0, 1): int64.
+
+    >>> partition(torch.tensor([0.0, 0.3, 0.999]), 3).tolist()
+    [0, 0, 2]
+    """
+    return (draws * count).long().clamp_max(count - 1)
 
 
 def _mixed(x: Tensor) -> Tensor:

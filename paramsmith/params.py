@@ -160,6 +160,15 @@ def matches(wanted: str | None, name: str, layer: Layer | None) -> bool:
     return wanted is None or all(_term(term, name, layer) for term in _parsed(wanted))
 
 
+def check_filters(filters: Sequence[str]) -> None:
+    """InvalidInput for a filter that cannot be read."""
+    for wanted in filters:
+        try:
+            _parsed(wanted)
+        except ValueError as problem:
+            raise InvalidInput(str(problem), "a filter is part of a name, /a regex/, layers[0:8]; ! negates") from None
+
+
 def _parsed(wanted: str) -> list[str]:
     terms = [wanted] if wanted.startswith(("/", "!/")) else wanted.split("&")
     for term in terms:

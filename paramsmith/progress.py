@@ -1,4 +1,4 @@
-"""One progress bar, in bytes, on stderr."""
+"""One progress bar, in bytes or examples, on stderr."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bar(enabled: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A callback `(bytes done, bytes in all)`; draws only when stderr is a terminal."""
+def bar(enabled: bool = True, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+    """A callback `(done, in all)`, 0 in all where that is not known; draws only when stderr is a terminal."""
     if not (enabled and sys.stderr.isatty()):
         yield lambda done, total: None
         return
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    counts: list[parts.ProgressColumn] = [parts.DownloadColumn(), parts.TransferSpeedColumn()]
+    if unit != "bytes":
+        counts = [parts.MofNCompleteColumn(), parts.TextColumn(unit)]
+    columns = (parts.BarColumn(None), *counts, parts.TimeRemainingColumn())
+    with parts.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)

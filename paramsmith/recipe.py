@@ -11,7 +11,8 @@ parameters: {density: 0.2}
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +29,11 @@ Missing = Literal["error", "base", "skip"]
 
 
 class ModelEntry(BaseModel):
-    """One model and the parameters that are its own."""
+    """One model, the parameters that are its own, and what was measured on it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: str
+    statistics: str | None = None
     parameters: dict[str, object] = Field(default_factory=dict)
 
 
@@ -62,12 +64,41 @@ class Recipe(BaseModel):
     missing: Missing = "error"
     seed: int = 0
     shard_size: str | int | None = None
+    coefficients: str | None = None
+    exclude: tuple[str, ...] = ()
     slices: tuple[Slice, ...] | None = None
     warnings: tuple[str, ...] = Field(default=(), exclude=True)
+
+    def with_statistics(self, files: Sequence[str]) -> Recipe:
+        """The recipe with these statistics, one a model; itself when there are none."""
+        if not files:
+            return self
+        new = entries([entry.model for entry in self.models], files)
+        paired = zip(self.models, new, strict=True)
+        models = tuple(old.model_copy(update={"statistics": each.statistics}) for old, each in paired)
+        return self.model_copy(update={"models": models})
 
     def __eq__(self, other: object) -> bool:
         """Equal when they ask for the same merge; warnings belong to the text it was read from."""
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+
+def entries(models: Sequence[str], statistics: Sequence[str] = ()) -> tuple[ModelEntry, ...]:
+    """Entries of models, each with its statistics when there are any. InvalidInput when their numbers differ."""
+    if statistics and len(statistics) != len(models):
+        fact = f"{len(statistics)} statistics files for {len(models)} models"
+        raise InvalidInput(fact, "give --statistics once a model, in model order; the base has none")
+    paired = zip_longest(models, statistics)
+    return tuple(ModelEntry(model=model, statistics=measured) for model, measured in paired)
+
+
+def method_for(coefficients: str | None) -> str:
+    """The method when none is named: what the coefficients are for, else linear."""
+    if coefficients is None:
+        return "linear"
+    from paramsmith.coefficients import Coefficients
+
+    return Coefficients.load(coefficients).method
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -105,6 +136,8 @@ def dump_recipe(recipe: Recipe) -> str:
         for source in [entry, *entry.get("sources", ())]:
             if not source.get("parameters", True):
                 del source["parameters"]
+            if source.get("statistics", "") is None:
+                del source["statistics"]
     text = _yaml(keys, readable=True)
     strange = any(not c.isprintable() for line in text.split("\n") for c in line)
     return _yaml(keys, readable=False) if strange else text
@@ -202,7 +235,10 @@ def _built(draft: Draft, source: str) -> Recipe:
     return Recipe.model_validate(
         {
             "method": draft.method,
-            "models": [ModelEntry(model=e.model, parameters=plain(e.parameters)) for e in draft.models],
+            "models": [
+                ModelEntry(model=e.model, parameters=plain(e.parameters), statistics=e.statistics) for e in draft.models
+            ],
+            "exclude": tuple(draft.exclude),
             "base": draft.base,
             "parameters": plain(draft.parameters),
             "slices": slices or None,

@@ -11,25 +11,13 @@ from paramsmith.device import parse_bytes
 from paramsmith.dtypes import parse_dtype
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.located_yaml import Located, Problems
+from paramsmith.params import matches
 
 MISSING = ("error", "base", "skip")
 ROOT_KEYS = [
-    "method",
-    "merge_method",
-    "base",
-    "base_model",
-    "models",
-    "slices",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "missing",
-    "seed",
-    "shard_size",
-    "modules",
-    "tokenizer",
-    "tokenizer_source",
-    "chat_template",
+    *("method", "merge_method", "base", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"),
+    *("missing", "seed", "shard_size", "coefficients", "exclude"),
+    *("modules", "tokenizer", "tokenizer_source", "chat_template"),
 ]
 
 
@@ -41,6 +29,7 @@ class Entry:
     line: int
     parameters: dict[str, Located] = field(default_factory=dict)
     layers: tuple[int, int] | None = None
+    statistics: str | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +53,7 @@ class Draft:
     slices: list[DraftSlice] | None = None
     parameters: dict[str, Located] = field(default_factory=dict)
     fields: dict[str, str | int] = field(default_factory=dict)
+    exclude: list[str] = field(default_factory=list)
     unknown: dict[str, Located] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -126,6 +116,10 @@ class _Reader:
         if not {"models", "slices", "modules"} & set(keys):
             self.problems.add(1, "no models given: add a list `models:`")
         self._fields()
+        if "exclude" in keys:
+            item = keys["exclude"]
+            listed = self.listing(item, "exclude") if isinstance(item.value, list) else [item]
+            draft.exclude = [self.filter(each) for each in listed]
         self._unsupported()
 
     def _either(self, native: str, other: str) -> Located | None:
@@ -135,7 +129,7 @@ class _Reader:
 
     def _fields(self) -> None:
         """The keys with one plain value."""
-        for key in ("dtype", "out_dtype", "missing", "seed", "shard_size"):
+        for key in ("dtype", "out_dtype", "missing", "seed", "shard_size", "coefficients"):
             item = self.keys.get(key)
             if item is None or item.value is None:
                 continue
@@ -152,6 +146,8 @@ class _Reader:
             parse_bytes(value)
             return value
         text = self.text(item, f"{key}: a word")
+        if key == "coefficients":
+            return text
         if key == "missing" and text not in MISSING:
             self.problems.unknown(item.line, "value of missing", text, MISSING)
         elif key != "missing" and text:
@@ -184,6 +180,8 @@ class _Reader:
             self.problems.add(keys[near].line if near else item.line, wrong)
             return Entry("", item.line)
         entry = Entry(self.reference(keys.pop("model")), item.line)
+        measured = keys.pop("statistics", None)
+        entry.statistics = self.text(measured, "statistics: a file") if measured else None
         span = keys.pop("layer_range", None)
         if span and layers:
             entry.layers = self.span(span)
@@ -253,6 +251,14 @@ class _Reader:
         if not item.text:
             self.problems.add(item.line, f"expected {expected}, found an empty text")
         return item.text
+
+    def filter(self, item: Located) -> str:
+        wanted = self.text(item, "a filter: part of a name, /regex/ or layers[0:8]")
+        try:
+            matches(wanted or "*", "", None)
+        except ValueError as problem:
+            self.problems.add(item.line, f"exclude: {problem}")
+        return wanted
 
     def natural(self, item: Located, what: str) -> int:
         if type(item.value) is int and 0 <= item.value < 2**63:

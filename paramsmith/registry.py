@@ -13,9 +13,10 @@ from paramsmith.params import Params
 from paramsmith.surveys import BlockFunction, Survey
 
 if TYPE_CHECKING:
-    pass
+    from paramsmith.statistics import Kind
 
 BaseUse: TypeAlias = Literal["required", "optional", "unused"]
+Granularity: TypeAlias = Literal["element", "matrix"]
 Surveys: TypeAlias = "Sequence[Survey] | Callable[[Any], Sequence[Survey]]"
 F = TypeVar("F", bound=BlockFunction)
 
@@ -30,6 +31,10 @@ class MergeMethod:
     given, else models and the merged value; unused: models. `unchanged` tells from the values of one tensor that the
     result is the first model's bytes. `symmetric`: permuting models with their values changes nothing. `copies`: N
     copies of one model give that model back. `zero`: the parameter whose 0 gives the base.
+
+    `statistics`: a statistics file of this kind comes with every model; the method finds its values in
+    `seen.statistics`. `granularity` matrix: it gets whole weights as matrices, (models, out, in) -> (out, in).
+    `otherwise`, (models, n) -> (n), is for the tensors that cannot be had so.
     """
 
     name: str
@@ -43,6 +48,9 @@ class MergeMethod:
     copies: bool
     zero: str | None
     unchanged: Callable[[Mapping[str, tuple[float, ...]]], bool] | None
+    statistics: Kind | None
+    granularity: Granularity
+    otherwise: BlockFunction | None
     paper: str
 
     @property
@@ -66,6 +74,9 @@ def merge_method(
     copies: bool = True,
     zero: str | None = None,
     unchanged: Callable[[Mapping[str, tuple[float, ...]]], bool] | None = None,
+    statistics: Kind | None = None,
+    granularity: Granularity = "element",
+    otherwise: BlockFunction | None = None,
     paper: str = "",
 ) -> Callable[[F], F]:
     """Register a function of one block, `(block, seen, p) -> (n)`, as a merge method; the function is returned as is.
@@ -77,10 +88,28 @@ def merge_method(
         if name in _METHODS:
             both = f"{_METHODS[name].function.__module__} and {function.__module__}"
             raise ValueError(f"the merge method {name!r} is registered twice: by {both}")
+        if otherwise is None and (statistics or granularity == "matrix"):
+            raise TypeError(
+                f"{name}: say what becomes of tensors without statistics, or that are no matrices: otherwise="
+            )
         fixed: Sequence[Survey] = () if callable(surveys) else surveys
         listed = surveys if callable(surveys) else lambda _: fixed
         _METHODS[name] = MergeMethod(
-            name, function, params, base, models, listed, random, symmetric, copies, zero, unchanged, paper
+            name,
+            function,
+            params,
+            base,
+            models,
+            listed,
+            random,
+            symmetric,
+            copies,
+            zero,
+            unchanged,
+            statistics,
+            granularity,
+            otherwise,
+            paper,
         )
         return function
 

@@ -44,11 +44,17 @@ class Layout:
         return digest.hexdigest()
 
 
-def plan_files(tensors: Sequence[TensorSpec], shard_size: int | None, single: str | None = None) -> Layout:
+def plan_files(
+    tensors: Sequence[TensorSpec],
+    shard_size: int | None,
+    single: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Layout:
     """Lay out `tensors`, given in model order, in files as transformers' `save_pretrained` does.
 
     A file takes tensors until the next one would carry it over `shard_size` bytes; a tensor larger than that gets a
-    file of its own. `shard_size=None` or a `single` file name make one file. Raises InvalidInput.
+    file of its own. `shard_size=None` or a `single` file name make one file. `metadata` goes into every header. Raises
+    InvalidInput.
 
     >>> from paramsmith.dtypes import DTYPES
     >>> specs = [TensorSpec(name, DTYPES["BF16"], (4,)) for name in "abc"]
@@ -62,7 +68,7 @@ def plan_files(tensors: Sequence[TensorSpec], shard_size: int | None, single: st
     files: list[OutputFile] = []
     where: dict[str, tuple[int, int]] = {}
     for number, shard in enumerate(shards):
-        header, offsets, size = layout(shard, _METADATA)
+        header, offsets, size = layout(shard, {**_METADATA, **(metadata or {})})
         name = single or _file_name(number, len(shards))
         # an empty tensor begins where the next one does, and comes before it
         order = sorted(shard, key=lambda tensor: (offsets[tensor.name], tensor.nbytes))

@@ -21,11 +21,17 @@ BlockFunction: TypeAlias = "Callable[[Tensor, Seen, Resolved[Any]], Tensor]"
 
 
 class Seen(Mapping[str, "Tensor"]):
-    """The values of the surveys so far, by name, and the block's counter-based random numbers."""
+    """The values of the surveys so far, by name; the block's counter-based random numbers, and its statistics."""
 
-    def __init__(self, values: Mapping[str, Tensor], uniform: Callable[[], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        uniform: Callable[[], Tensor] | None = None,
+        statistics: Tensor | None = None,
+    ) -> None:
         self._values = values
         self._uniform = uniform
+        self._statistics = statistics
 
     def __getitem__(self, name: str) -> Tensor:
         return self._values[name]
@@ -41,6 +47,13 @@ class Seen(Mapping[str, "Tensor"]):
         if self._uniform is None:
             raise TypeError("declare random=True to draw random numbers")
         return self._uniform()
+
+    @property
+    def statistics(self) -> Tensor:
+        """What was measured: (models, n) beside a block; for matrices their Grams, (models, in, in)."""
+        if self._statistics is None:
+            raise TypeError("declare statistics= to have them")
+        return self._statistics
 
 
 @dataclass(frozen=True)
