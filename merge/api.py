@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import Failed, InvalidInput, MergeWarning, printable
+from paramsmith.params import check_filters
 from paramsmith.plan import Plan
-from paramsmith.recipe import ModelEntry, Recipe
+from paramsmith.recipe import ModelEntry, Recipe, entries, method_for
 
 from .options import Compile, Progress, RunOptions
 
@@ -50,7 +51,10 @@ def merge(
     output: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
-    method: str = "linear",
+    method: str | None = None,
+    statistics: Sequence[str | os.PathLike[str]] = (),
+    coefficients: str | os.PathLike[str] | None = None,
+    exclude: Sequence[str] = (),
     missing: Literal["error", "base", "skip"] = "error",
     dtype: str | None = None,
     out_dtype: str | None = None,
@@ -68,12 +72,18 @@ def merge(
 ) -> MergeReport:
     """Merge checkpoints into one, written to `output` (a folder, or one .safetensors file).
 
-    Arguments are named as the flags of `paramsmith merge`. `parameters` are the method's own: one value, a list of one
-    a model, or the other forms of `paramsmith.params`. Raises InvalidInput, Refused or Failed.
+    Arguments are named as the flags of `paramsmith merge`. `method` is linear unless told, by name or by what the
+    `coefficients` are for; `statistics` are files of `paramsmith measure`, one a model. `parameters` are the method's
+    own: one value, a list of one a model, or the other forms of `paramsmith.params`. Raises InvalidInput, Refused or
+    Failed.
     """
+    check_filters(exclude)
+    learned = os.fspath(coefficients) if coefficients is not None else None
     recipe = Recipe(
-        method=method,
-        models=tuple(ModelEntry(model=os.fspath(m)) for m in models),
+        method=method or method_for(learned),
+        models=entries([os.fspath(m) for m in models], [os.fspath(s) for s in statistics]),
+        coefficients=learned,
+        exclude=tuple(exclude),
         base=os.fspath(base) if base is not None else None,
         parameters=dict(parameters),
         missing=missing,
@@ -133,6 +143,8 @@ def merge_state_dicts(
     *,
     base: Mapping[str, Tensor] | None = None,
     method: str = "linear",
+    statistics: Sequence[Mapping[str, Tensor]] = (),
+    exclude: Sequence[str] = (),
     missing: Literal["error", "base", "skip"] = "error",
     dtype: str | None = None,
     seed: int = 0,
@@ -152,12 +164,22 @@ def merge_state_dicts(
 
     from .engine import run_job
     from .job import prepare
+    from .measured import held_statistics
     from .setup import prepare_setup, with_kernels
 
     labels = tuple(ModelEntry(model=f"model {i + 1}") for i in range(len(models)))
-    recipe = Recipe(method=method, models=labels, parameters=dict(parameters), missing=missing, dtype=dtype, seed=seed)
+    recipe = Recipe(
+        method=method,
+        models=labels,
+        parameters=dict(parameters),
+        missing=missing,
+        exclude=tuple(exclude),
+        dtype=dtype,
+        seed=seed,
+    )
     held = [StateDict(m, e.model) for m, e in zip(models, labels, strict=True)]
-    job = prepare(recipe, held, None if base is None else StateDict(base, "the base"))
+    measured = held_statistics(method, statistics)
+    job = prepare(recipe, held, None if base is None else StateDict(base, "the base"), measured)
     options = RunOptions(memory=1 << 40, device=device, threads=threads, compile=compile, block=block)
     setup, told = with_kernels(job, prepare_setup(job, options)[0], options)
     sink = MemorySink(task.spec for task in job.tasks)
@@ -169,6 +191,7 @@ def merge_state_dicts(
 
 def _opened(recipe: Recipe, stack: ExitStack) -> Job:
     from .job import prepare
+    from .measured import open_statistics
 
     # headers become hundreds of thousands of objects, all of which stay: collecting garbage would only walk them
     if gc.isenabled():
@@ -178,7 +201,8 @@ def _opened(recipe: Recipe, stack: ExitStack) -> Job:
     listed += [s.model for part in recipe.slices or () for s in part.sources if s.model not in listed]
     unique = list(dict.fromkeys(listed)) if recipe.slices else listed
     base = stack.enter_context(Checkpoint.open(recipe.base)) if recipe.base else None
-    return prepare(recipe, [stack.enter_context(Checkpoint.open(m)) for m in unique], base)
+    models = [stack.enter_context(Checkpoint.open(m)) for m in unique]
+    return prepare(recipe, models, base, [stack.enter_context(s) for s in open_statistics(recipe)])
 
 
 def _check_apart(target: Path, job: Job) -> None:

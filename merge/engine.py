@@ -20,6 +20,7 @@ from paramsmith.surveys import OrderStatistic
 
 from .health import Health
 from .job import Job, MergeTask
+from .matrices import matrix_bytes, run_matrices
 from .passes import FIRST_OUT, Pass, Runner, Setup
 from .survey import run_survey, sets_of
 
@@ -54,10 +55,10 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
     runner = Runner(job, setup, meter.add)
     tasks = job.merged
     warnings: list[str] = []
-    if tasks:
+    if job.surveyed:
         for survey in job.method.surveys(job.options):
             kept = sink.recall(survey.name)
-            values = run_survey(survey, tasks, runner) if kept is None else _revived(kept)
+            values = run_survey(survey, job.surveyed, runner) if kept is None else _revived(kept)
             if kept is None:
                 sink.remember(survey.name, {key: value.tolist() for key, value in values.items()})
             if isinstance(survey, OrderStatistic):
@@ -67,6 +68,12 @@ def run_job(job: Job, setup: Setup, sink: Sink, progress: Callable[[int, int], N
     warnings += _copies(job, setup, sink, meter)
     health = Health(job, runner.wide, sink.remember, sink.recall)
     _output(tasks, runner, sink, health)
+
+    def write(block: Block[MergeTask], out: Tensor, scratch: Scratch) -> None:
+        held = scratch.take("result", tuple(out.shape), out.dtype, host=True).copy_(out)
+        _write(block, scratch.bytes_of("result")[: held.nbytes], sink)
+
+    run_matrices(runner, health, lambda block: all(sink.is_finished(*done) for done in _ranges(block)), write)
     return warnings + health.warnings()
 
 
@@ -74,20 +81,21 @@ def total_bytes(job: Job, sample: int) -> int:
     """Bytes that will be read: once a pass, and about what order statistics sample of them, `sample` elements a set."""
     surveys = job.method.surveys(job.options)
     once = sum(t.count * p.dtype.itemsize for t in job.merged for p in t.sources)
+    whole = sum(map(matrix_bytes, job.matrices))
     copies = sum(t.spec.nbytes * len(t.sources) for t in job.tasks if t.copied)
     drawn = 0.0
     for survey in (s for s in surveys if isinstance(s, OrderStatistic) and sample):
-        for tasks in sets_of(survey, job.merged).values():
+        for tasks in sets_of(survey, job.surveyed).values():
             count = sum(task.count for task in tasks)
             nbytes = sum(task.count * part.dtype.itemsize for task in tasks for part in task.sources)
             drawn += nbytes * (share if (share := sample_size(count, sample) / count) < 1 else 0)
-    return once * (1 + len(surveys)) + copies + int(drawn)
+    return once * (1 + len(surveys)) + whole + copies + int(drawn)
 
 
 def job_key(job: Job, compiled: bool) -> str:
     """What makes an interrupted run this one: recipe, inputs to the byte, arithmetic, version."""
     models = [m.fingerprint() for m in ([job.base] if job.base else []) + list(job.models)]
-    plain = [__version__, torch.__version__, compiled, job.recipe.model_dump(mode="json"), models]
+    plain = [__version__, torch.__version__, compiled, job.recipe.model_dump(mode="json"), models, job.beside]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -46,7 +46,7 @@ class Health:
 
     def see(self, block: Block[MergeTask], out: Tensor, top: float, scratch: Scratch) -> None:
         """Take in one merged block: `top` is its largest sum of magnitudes; its sources are still in the scratch."""
-        raw = scratch.last("raw")
+        raw = scratch.last("raw")[: len(self._labels)]  # statistics may be zeros
         starts = [span for span in block.spans if span.start == 0]
         if starts:
             self._look_for_zeros(starts, raw)
@@ -89,8 +89,9 @@ class Health:
             faults = sorted(self._found.get(name, ()))
             told += [f"{printable(labels[number])}: {printable(name)} {fault}" for number, fault in faults]
             if name in self._dull:
-                dead = [number for number, source in enumerate(task.sources) if _all_zero(source, task.count)]
-                if len(dead) < len(task.sources):
+                sources = task.sources[: len(self._labels)]
+                dead = [number for number, source in enumerate(sources) if _all_zero(source, task.count)]
+                if len(dead) < len(sources):
                     told += [f"{printable(labels[number])}: {printable(name)} is all zeros" for number in dead]
         return told
 

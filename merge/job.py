@@ -15,12 +15,14 @@ from paramsmith.dtypes import DType, parse_dtype
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.header import TensorInfo, TensorSpec
 from paramsmith.memory import StateDict
-from paramsmith.model_config import layer_index
-from paramsmith.params import Params
+from paramsmith.params import Params, matches
 from paramsmith.recipe import Recipe
 from paramsmith.registry import MergeMethod, find_method
+from paramsmith.statistics import Statistics
 from paramsmith.ties import TIES
 
+from .company import check_models, idle_filters, left_out
+from .measured import Measured, learned, measured
 from .parameters import Numbers, Scopes
 from .stacking import Place, places
 
@@ -34,14 +36,14 @@ _HEADS = {tie.alias for tie in TIES if tie.kind == "head" and tie.alias.endswith
 class Part:
     """One model's tensor in an output tensor, open for reading."""
 
-    model: Model
+    model: Model | Statistics
     name: str
     dtype: DType
     read: Callable[[int, memoryview], None]
 
 
-def part(model: Model, name: str, info: TensorInfo) -> Part:
-    """A model's tensor, opened."""
+def part(model: Model | Statistics, name: str, info: TensorInfo) -> Part:
+    """A model's tensor, or one of its statistics, opened."""
     return Part(model, name, info.dtype, model.reader(name))
 
 
@@ -49,13 +51,21 @@ def part(model: Model, name: str, info: TensorInfo) -> Part:
 class MergeTask:
     """One output tensor. `sources` are in model order, the base first where the method wants deltas.
 
-    `copied`: the bytes of the first source are the result; with several sources they ought to agree.
+    `copied`: the bytes of the first source are the result; with several sources they ought to agree. `statistics`: so
+    many of the sources, the last, are what was measured. `otherwise`: the method cannot treat this tensor as its own.
+    `matrix`: it is merged as a whole, with its `grams`; `transposed`: it is stored (in, out).
     """
 
     spec: TensorSpec
     sources: tuple[Part, ...]
     numbers: Numbers
     copied: bool = False
+    statistics: int = 0
+    otherwise: bool = False
+    matrix: bool = False
+    grams: tuple[Part, ...] = ()
+    gram_shape: tuple[int, ...] = ()
+    transposed: bool = False
     count: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,11 +88,22 @@ class Job:
     tied: bool | None
     layers: int | None
     warnings: tuple[str, ...] = field(default=())
+    beside: object = None  # what tells the statistics and the coefficients from others, as JSON
 
     @cached_property
     def merged(self) -> tuple[MergeTask, ...]:
-        """The tensors that need arithmetic."""
-        return tuple(task for task in self.tasks if not task.copied and task.count)
+        """The tensors that need arithmetic, element by element."""
+        return tuple(task for task in self.tasks if not task.copied and not task.matrix and task.count)
+
+    @cached_property
+    def matrices(self) -> tuple[MergeTask, ...]:
+        """The tensors that are merged as whole matrices."""
+        return tuple(task for task in self.tasks if task.matrix)
+
+    @cached_property
+    def surveyed(self) -> tuple[MergeTask, ...]:
+        """The tensors that the method's surveys are about."""
+        return tuple(task for task in self.merged if not task.otherwise)
 
     @property
     def reference(self) -> Model:
@@ -90,14 +111,29 @@ class Job:
         return self.base or self.models[0]
 
 
-def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None) -> Job:
+@dataclass(frozen=True)
+class _Whole:
+    """What all tensors of a job share while it is prepared."""
+
+    method: MergeMethod
+    base: Model | None
+    measured: Measured
+    chosen: DType | None
+    missing: str
+    exclude: tuple[str, ...]
+    warnings: list[str]
+
+
+def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None, statistics: Sequence[Statistics] = ()) -> Job:
     """Hold a recipe against its opened models; InvalidInput says what does not fit."""
     method = find_method(recipe.method)
+    recipe, coefficients = learned(recipe, models, base)
     deltas = base is not None and method.base != "unused"
-    _check_models(method, models, base, deltas=deltas, stacked=recipe.slices is not None)
+    check_models(method, models, base, deltas=deltas, stacked=recipe.slices is not None)
     everyone = ([base] if base else []) + list(models)
     warnings = [f"{m.label}: {w}" if m.label not in w else w for m in everyone for w in m.warnings]
-    warnings += _left_out(everyone, stacked=recipe.slices is not None)
+    warnings += left_out(everyone, recipe.exclude, stacked=recipe.slices is not None)
+    warnings += idle_filters(everyone, recipe.exclude)
     if base and not deltas:
         warnings.append(f"{method.name} does not subtract the base, which only gives names, config and integers")
     listed = places(recipe, models, everyone[0], base if deltas else None, warnings)
@@ -105,73 +141,23 @@ def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None) -> Job:
     chosen = parse_dtype(wanted) if wanted else None
     if chosen and chosen.kind != "float":
         raise InvalidInput(f"the result cannot be stored as {chosen.code}", "float64, float32, float16 or bfloat16")
+    beside = measured(method, recipe, models, statistics)
+    whole = _Whole(method, base if deltas else None, beside, chosen, recipe.missing, recipe.exclude, warnings)
     scopes: dict[int, Scopes] = {}
     tasks = []
     for place in listed:
         if place.part not in scopes:
-            scopes[place.part] = Scopes(method, recipe, place.entries, place.parameters)
-        inner = scopes[place.part]
-        task = _task(place, base if deltas else None, method, inner, chosen, recipe.missing, warnings)
+            scopes[place.part] = Scopes(method, recipe, place.entries, place.parameters, coefficients)
+        task = _task(place, scopes[place.part], whole)
         if task:
             tasks.append(task)
     wide = "float64" if any(p.dtype.code == "F64" for t in tasks if not t.copied for p in t.sources) else "float32"
     tied = _tied(everyone[0], {t.spec.name for t in tasks})
     layers = sum(p.sources[0].layer_range[1] - p.sources[0].layer_range[0] for p in recipe.slices or ()) or None
     options = next(iter(scopes.values())).options
-    return Job(recipe, method, options, tuple(models), base, tuple(tasks), deltas, wide, tied, layers, tuple(warnings))
-
-
-def _check_models(
-    method: MergeMethod, models: Sequence[Model], base: Model | None, *, deltas: bool, stacked: bool
-) -> None:
-    least, most = method.models
-    if method.base == "required" and base is None:
-        raise InvalidInput(f"{method.name} needs a base model", "name the model they were fine-tuned from: --base")
-    if not stacked and not least <= len(models) <= (most or len(models)):
-        wanted = f"{least}" if least == most else f"{least} or more"
-        hint = "a copy in another dtype: --method passthrough" if len(models) == 1 else "see: paramsmith methods"
-        raise InvalidInput(f"{method.name} merges {wanted} models, {len(models)} given", hint)
-    seen = [_identity(model) for model in models]
-    twice = next((m for i, m in enumerate(models) if seen[i] in seen[:i]), None)
-    if twice is not None and not stacked:
-        fact = f"{printable(twice.label)} is given twice"
-        raise InvalidInput(fact, "to count a model more, give it a larger weight")
-    if base and deltas and _identity(base) in seen:
-        fact = f"{printable(base.label)} is both the base and one of the models: its task vector is zero"
-        raise InvalidInput(fact, "leave it out of the models")
-    _check_architectures([*([base] if base else []), *models])
-
-
-def _identity(model: Model) -> object:
-    """What makes two models the same one: the files, wherever links lead."""
-    if isinstance(model, StateDict):
-        return id(model.origin)
-    return frozenset(file.resolve() for file in {info.file for info in model.tensors.values()})
-
-
-def _check_architectures(models: Sequence[Model]) -> None:
-    named = [(m, m.config.raw.get("model_type"), m.config.raw.get("architectures")) for m in models if m.config]
-    for model, kind, classes in named[1:]:
-        first, first_kind, first_classes = named[0]
-        if kind != first_kind or (classes and first_classes and classes != first_classes and kind is None):
-            fact = (
-                f"{printable(model.label)}/config.json: model_type is {printable(kind)}, but "
-                f"{printable(first_kind)} in {printable(first.label)}"
-            )
-            raise InvalidInput(fact, "only models of one architecture can be merged")
-
-
-def _left_out(models: Sequence[Model], *, stacked: bool) -> list[str]:
-    """A sentence for every model that holds tensors the reference does not; stacking chooses its layers itself."""
-    reference, told = models[0], []
-    for model in models[1:]:
-        extra = [n for n in model.tensors if n not in reference.tensors and n not in reference.aliases]
-        extra = [n for n in extra if not stacked or layer_index(n) is None]
-        if extra:
-            names = ", ".join(printable(name, 80) for name in extra[:8]) + (", ..." if len(extra) > 8 else "")
-            count = f"{len(extra)} tensor{'s' * (len(extra) != 1)} left out"
-            told.append(f"{printable(model.label)}: {count}, {printable(reference.label)} has none: {names}")
-    return told
+    identity = [beside.fingerprint(), coefficients and coefficients.model_dump(mode="json")]
+    told = tuple(warnings)
+    return Job(recipe, method, options, tuple(models), base, tuple(tasks), deltas, wide, tied, layers, told, identity)
 
 
 def _tied(reference: Model, written: set[str]) -> bool | None:
@@ -182,22 +168,17 @@ def _tied(reference: Model, written: set[str]) -> bool | None:
     return None if _HEADS.isdisjoint(written) else False
 
 
-def _task(
-    place: Place,
-    base: Model | None,
-    method: MergeMethod,
-    scopes: Scopes,
-    chosen: DType | None,
-    missing: str,
-    warnings: list[str],
-) -> MergeTask | None:
+def _task(place: Place, scopes: Scopes, whole: _Whole) -> MergeTask | None:
     """The output tensor at a place; None where it is left out."""
+    base, method = whole.base, whole.method
     readers = ([(base, place.reference)] if base else []) + list(zip(place.models, place.names, strict=True))
     found = [(model, name, model.info(name)) for model, name in readers]
     first = place.home.info(place.reference)
+    if any(matches(wanted, place.reference, place.layer) for wanted in whole.exclude):
+        return _kept(place, first, whole, "is excluded") if first else None
     lacking = next((model for model, _, info in found if info is None), None)
     if lacking is not None or first is None:
-        return _lacking(place, lacking or place.home, first, chosen, missing, warnings)
+        return _lacking(place, lacking or place.home, first, whole)
     _check_alike(place, [(m, i) for m, _, i in found if i is not None], first)
     parts = tuple(part(model, name, info) for model, name, info in found if info is not None)
     if first.dtype.kind != "float":
@@ -205,21 +186,25 @@ def _task(
         others = tuple(p for p in parts if p.model is not place.home)
         return MergeTask(TensorSpec(place.output, first.dtype, first.shape), (kept, *others), (), copied=True)
     numbers = scopes.at(place.names[0], place.layer)
-    out = chosen or first.dtype
+    out = whole.chosen or first.dtype
     unchanged = method.unchanged is not None and method.unchanged(dict(numbers)) and out == parts[0].dtype
     spec = TensorSpec(place.output, out, first.shape)
-    return MergeTask(spec, parts[:1] if unchanged else parts, numbers, copied=unchanged)
+    if unchanged:
+        return MergeTask(spec, parts[:1], numbers, copied=True)
+    wants_matrix, is_matrix = method.granularity == "matrix", len(first.shape) > 1 and first.count > 0
+    known = whole.measured.parts(place.names, first) if is_matrix or not wants_matrix else ()
+    held = tuple(part(*each) for each in known)
+    if method.otherwise and ((method.statistics and not held) or (wants_matrix and not is_matrix)):
+        return MergeTask(spec, parts, numbers, otherwise=True)
+    if wants_matrix:
+        transposed = place.names[0] in whole.measured.transposed
+        gram = whole.measured.shape(place.names)
+        return MergeTask(spec, parts, numbers, matrix=True, grams=held, gram_shape=gram, transposed=transposed)
+    return MergeTask(spec, (*parts, *held), numbers, statistics=len(held))
 
 
-def _lacking(
-    place: Place,
-    model: Model,
-    first: TensorInfo | None,
-    chosen: DType | None,
-    missing: str,
-    warnings: list[str],
-) -> MergeTask | None:
-    name = printable(place.reference)
+def _lacking(place: Place, model: Model, first: TensorInfo | None, whole: _Whole) -> MergeTask | None:
+    name, missing, warnings = printable(place.reference), whole.missing, whole.warnings
     if missing == "error" or first is None:
         fact = f"{printable(model.label)}: the tensor {name} is missing"
         raise InvalidInput(fact, "--missing base copies it from the base or first model, --missing skip leaves it out")
@@ -227,9 +212,14 @@ def _lacking(
         warnings.append(f"{printable(model.label)}: {name} is missing: left out of the result")
         return None
     warnings.append(f"{printable(model.label)}: {name} is missing: copied from {place.home.label}")
-    out = chosen or first.dtype if first.dtype.kind == "float" else first.dtype
+    return _kept(place, first, whole, f"is missing in {printable(model.label)}")
+
+
+def _kept(place: Place, first: TensorInfo, whole: _Whole, why: str) -> MergeTask:
+    """The base's or first model's tensor as it is."""
+    out = whole.chosen or first.dtype if first.dtype.kind == "float" else first.dtype
     if out != first.dtype:
-        fact = f"{name} is missing in {printable(model.label)} and cannot be copied as {out.code}"
+        fact = f"{printable(place.reference)} {why} and cannot be copied as {out.code}"
         raise InvalidInput(fact, "leave the dtype as it is, or use --missing skip")
     return MergeTask(
         TensorSpec(place.output, out, first.shape), (part(place.home, place.reference, first),), (), copied=True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from paramsmith.companions import companions, output_config
 from paramsmith.device import parse_bytes
 from paramsmith.model_config import TEXT_SECTIONS
-from paramsmith.recipe import ModelEntry, Recipe, dump_recipe
+from paramsmith.recipe import Recipe, dump_recipe
 from paramsmith.shards import Layout, plan_files
 
 from .job import Job
@@ -74,10 +74,14 @@ def _rooted(recipe: Recipe) -> Recipe:
     def rooted(model: str) -> str:
         return str(Path(model).absolute())
 
-    models = tuple(ModelEntry(model=rooted(e.model), parameters=e.parameters) for e in recipe.models)
+    models = tuple(
+        e.model_copy(update={"model": rooted(e.model), "statistics": e.statistics and rooted(e.statistics)})
+        for e in recipe.models
+    )
     slices = recipe.slices and tuple(
         p.model_copy(update={"sources": tuple(s.model_copy(update={"model": rooted(s.model)}) for s in p.sources)})
         for p in recipe.slices
     )
     base = rooted(recipe.base) if recipe.base else None
-    return recipe.model_copy(update={"models": models, "base": base, "slices": slices})
+    coefficients = recipe.coefficients and rooted(recipe.coefficients)
+    return recipe.model_copy(update={"models": models, "base": base, "slices": slices, "coefficients": coefficients})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from paramsmith.coefficients import Coefficients
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.params import Layer, Params, Resolved, Setting, validated
 from paramsmith.recipe import Recipe
@@ -18,10 +19,16 @@ class Scopes:
     """The parameters of one list of models: the models of a recipe, or the sources of one slice."""
 
     def __init__(
-        self, method: MergeMethod, recipe: Recipe, entries: Sequence[Mapping[str, object]], inner: Mapping[str, object]
+        self,
+        method: MergeMethod,
+        recipe: Recipe,
+        entries: Sequence[Mapping[str, object]],
+        inner: Mapping[str, object],
+        coefficients: Coefficients | None = None,
     ) -> None:
         self.method = method
         self.models = len(entries)
+        self._learned = coefficients
         self._same: Numbers | None = None
         names = {(f.alias or n): n for n, f in method.params.model_fields.items()}
         self.options = validated(method.params, recipe.parameters, method.name)
@@ -38,7 +45,7 @@ class Scopes:
             self._chains[name] = [m + common for m in mine] if kind == "model" else [common]
         self._checked: set[Numbers] = set()
         varies = any(setting.varies for chains in self._chains.values() for chain in chains for setting in chain)
-        self._same = None if varies else self.at("", None)
+        self._same = None if varies or coefficients else self.at("", None)
 
     def _check_own(
         self, entries: Sequence[Mapping[str, object]], own: Sequence[Params], names: Mapping[str, str]
@@ -71,6 +78,10 @@ class Scopes:
             (field, tuple(_first(chain, model, name, layer) for model, chain in enumerate(chains)))
             for field, chains in self._chains.items()
         )
+        if self._learned is not None:
+            each = self.method.params.settings()[self._learned.parameter] == "model"
+            values = self._learned.at(name, self.models if each else 1)
+            numbers = tuple((field, values if field == self._learned.parameter else old) for field, old in numbers)
         if numbers not in self._checked:
             try:
                 self.options.check(dict(numbers))

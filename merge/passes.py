@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,7 +65,11 @@ class Runner:
 
     def group(self, task: MergeTask) -> object:
         """What tensors must have in common to share a block."""
-        return (tuple(p.dtype.code for p in task.sources), task.spec.dtype.code, task.numbers)
+        return (tuple(p.dtype.code for p in task.sources), task.spec.dtype.code, task.numbers, task.otherwise)
+
+    def rows(self, task: MergeTask) -> int:
+        """Models in a tensor's block."""
+        return len(task.sources) - self.job.deltas - task.statistics
 
     def raw_dtype(self, task: MergeTask) -> torch.dtype:
         """The dtype a block is read as: what is stored, or the arithmetic's where the sources differ."""
@@ -88,24 +91,30 @@ class Runner:
 
     def resolved(self, survey: Survey, tasks: Sequence[MergeTask] | None = None) -> Resolved[Any]:
         """The parameters as a survey's own functions see them: of one tensor, or what all tensors agree on."""
-        about = self.job.merged if tasks is None else tasks
+        about = self.job.surveyed if tasks is None else tasks
         listed = [task.numbers for task in (about if survey.scope == "model" else about[:1])]
         return Common(self.job.method, self.job.options, listed)
 
+    def parameters(self, task: MergeTask) -> Resolved[Any]:
+        """The parameters at one tensor, as tensors on the device and as numbers."""
+        return Resolved(self.job.options, self._as_tensors(task.numbers, self.setup.device), dict(task.numbers))
+
     def terms(self, survey: Sum | Extremes) -> int:
         """How many terms a survey's function gives, from one element of zeros."""
-        task = self.job.merged[0]
-        rows = len(task.sources) - self.job.deltas
+        task = self.job.surveyed[0]
+        rows = self.rows(task)
         uniform = (lambda: torch.zeros(rows, 1, dtype=torch.float32)) if self.job.method.random else None
         seen = {name: torch.zeros(shape, dtype=self.wide) for name, shape in self.shapes(survey.name).items()}
         p = Resolved(self.job.options, self._as_tensors(task.numbers, torch.device("cpu")), dict(task.numbers))
-        return len(survey.of(torch.zeros(rows, 1, dtype=self.wide), Seen(seen, uniform), p))
+        measured = torch.zeros(task.statistics, 1, dtype=self.wide) if task.statistics else None
+        return len(survey.of(torch.zeros(rows, 1, dtype=self.wide), Seen(seen, uniform, measured), p))
 
     def shapes(self, before: str = "") -> dict[str, tuple[int, ...]]:
         """The shapes of the surveys' values, up to the one named."""
         found: dict[str, tuple[int, ...]] = {}
-        task = self.job.merged[0]
-        rows = len(task.sources) - self.job.deltas
+        if not self.job.surveyed:
+            return found
+        rows = self.rows(self.job.surveyed[0])
         for survey in self.job.method.surveys(self.job.options):
             if survey.name == before:
                 break
@@ -141,6 +150,8 @@ class Runner:
             {name: (shape, self.job.wide) for name, shape in shapes.items()},
             self.ranks(survey) if isinstance(survey, OrderStatistic) else 1,
             terms,
+            task.statistics,
+            task.otherwise,
         )
 
     def _settings(self) -> Iterable[tuple[str, str]]:
@@ -165,7 +176,7 @@ class Runner:
         return {self._kernel_path(spec): spec for task in kinds.values() for spec in self._specs(task)}
 
     def _specs(self, task: MergeTask) -> Iterator[Spec]:
-        for survey in self.job.method.surveys(self.job.options):
+        for survey in () if task.otherwise else self.job.method.surveys(self.job.options):
             if isinstance(survey, OrderStatistic):
                 yield self.spec("order", survey, task)
             else:
@@ -200,7 +211,8 @@ class Runner:
             if survey is not None and name == survey.name:
                 break
             value = values.get("", values.get(block.task.spec.name))
-            flat.append(value)  # type: ignore[arg-type]
+            # what was not surveyed takes any value of the right shape: it is not looked at
+            flat.append(next(iter(values.values())) if value is None else value)
         return [*flat, *self._random(block, scratch)] if self.job.method.random else flat
 
     def _as_tensors(self, numbers: Numbers, device: torch.device) -> dict[str, Tensor]:
@@ -213,9 +225,9 @@ class Runner:
 
     def _random(self, block: Block[MergeTask], scratch: Scratch) -> list[Tensor]:
         span, seed = block.spans[0], self.job.recipe.seed
-        rows = len(span.task.sources) - self.job.deltas
+        rows = self.rows(span.task)
         name, page = span.task.spec.name, span.start >> 32
-        words = [_word(seed, page, name, model) for model in range(-1, rows)]
+        words = [ops.stream_word(seed, page, name, model) for model in range(-1, rows)]
         low = (span.start & 0xFFFFFFFF) - ((span.start & 0x80000000) << 1)  # as a signed 32-bit number
         key = torch.tensor(words, dtype=torch.int32, device=scratch.device)
         start = torch.tensor([low], dtype=torch.int32, device=scratch.device)
@@ -252,13 +264,8 @@ class Pass:
 def scores(runner: Runner, survey: OrderStatistic, block: Block[MergeTask], scratch: Scratch) -> Floats:
     """A block's scores (rows, n), by the eager program."""
     run = Pass(runner, "order", survey, 1, compiled=False)
-    ends = torch.zeros(len(block.task.sources) - runner.job.deltas, runner.ranks(survey), dtype=runner.wide)
+    ends = torch.zeros(runner.rows(block.task), runner.ranks(survey), dtype=runner.wide)
     return run(block, scratch, ends, ends)[0].cpu().numpy().copy()
-
-
-def _word(seed: int, page: int, name: str, model: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{page}/{model}/{name}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 def _code(function: Callable[..., object]) -> list[Path]:

@@ -42,11 +42,13 @@ class Spec:
     seen: Mapping[str, tuple[tuple[int, ...], str]]  # {survey: (shape, dtype)}
     ranks: int = 1
     terms: int = 1
+    statistics: int = 0  # of the sources, the last
+    otherwise: bool = False  # the method's own function is not for these tensors
 
     @property
     def rows(self) -> int:
         """Models in the method's block."""
-        return self.sources - self.deltas
+        return self.sources - self.deltas - self.statistics
 
 
 def torch_named(name: str) -> torch.dtype:
@@ -84,8 +86,10 @@ class BlockProgram(nn.Module):
     def forward(self, *flat: Tensor) -> None:
         """Fill the buffers at the end of `flat`."""
         wide = flat[0].to(self.wide)  # (sources, n)
-        base, block = (wide[0], wide[1:]) if self.spec.deltas else (None, wide)
+        held = len(wide) - self.spec.statistics
+        base, block = (wide[0], wide[1:held]) if self.spec.deltas else (None, wide[:held])
         block = block if base is None else block - base
+        measured = wide[held:] if self.spec.statistics else None  # (models, n)
         rest = list(flat[1:])
         numbers = {name: rest.pop(0) for name in self.spec.numbers}
         values = {name: rest.pop(0) for name in self.spec.seen}
@@ -93,7 +97,7 @@ class BlockProgram(nn.Module):
         if self.method.random:
             key, start, index = rest.pop(0), rest.pop(0), rest.pop(0)
             draw = lambda: ops.uniform(key, start, index)  # noqa: E731 - a survey may not want it
-        frame = Frame(wide, base, block, Seen(values, draw), Resolved(self.options, numbers, {}))
+        frame = Frame(wide, base, block, Seen(values, draw, measured), Resolved(self.options, numbers, {}))
         self.fill(frame, rest)
 
     def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
@@ -111,7 +115,8 @@ class OutputProgram(BlockProgram):
     def fill(self, frame: Frame, buffers: list[Tensor]) -> None:
         """Fill the buffers."""
         out, top = buffers
-        value, base = self.method.function(frame.block, frame.seen, frame.p), frame.base
+        function = self.method.otherwise if self.spec.otherwise and self.method.otherwise else self.method.function
+        value, base = function(frame.block, frame.seen, frame.p), frame.base
         # base - (0 - value) is base + value, and leaves a base of -0.0 as it is where the update is 0
         value = (value if base is None else base - (0 - value)).to(out.dtype)
         out.copy_(value)

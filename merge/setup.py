@@ -16,6 +16,7 @@ from paramsmith.surveys import OrderStatistic, Sum
 
 from .engine import total_bytes
 from .job import Job
+from .matrices import matrix_memory
 from .options import RunOptions, memory_of
 from .passes import Runner, Setup
 
@@ -60,6 +61,9 @@ def _within(job: Job, options: RunOptions, setup: Setup, budget: int) -> Setup:
     room, threads = _left(budget), setup.threads
     drawn = min(1 << 22, max(CUT // 2, room // (40 * len(job.models))))
     room -= _surveying(job, drawn)
+    whole = threads * matrix_memory(job)
+    if whole > room:
+        raise _too_small(budget, threads, whole - room)
     size = _fitting(job, budget, room, threads, setup.block, setup.compiled)
     eager = min(options.block or EAGER, _fitting(job, budget, room, threads, options.block or EAGER, False))
     return replace(setup, block=size, eager_block=eager, sample=drawn)
@@ -84,7 +88,7 @@ def _compiled(job: Job, options: RunOptions, device: torch.device, budget: int, 
     if device.type != "cpu":
         return False, "kernels are compiled for the CPU only"
     if not job.merged:
-        return False, "nothing to compute"
+        return False, "whole matrices" if job.matrices else "nothing to compute"
     lacking = kernels.compiler_missing()
     if lacking:
         if options.compile == "always":
@@ -135,10 +139,13 @@ def _fitting(job: Job, budget: int, room: int, threads: int, most: int, compiled
     while size > least and size * each > room:
         size = size // 2 // CUT * CUT if size > 2 * CUT else size // 2
     if max(size, least) * each > room:
-        wanted = budget + least * each - room
-        fact = f"a memory budget of {readable(budget)} is too small for {threads} threads"
-        raise Refused(fact, f"give --memory {wanted * 1.02 / 1e6:.0f}MB or more, or fewer --threads")
+        raise _too_small(budget, threads, least * each - room)
     return size
+
+
+def _too_small(budget: int, threads: int, lacking: int) -> Refused:
+    fact = f"a memory budget of {readable(budget)} is too small for {threads} threads"
+    return Refused(fact, f"give --memory {(budget + lacking) * 1.02 / 1e6:.0f}MB or more, or fewer --threads")
 
 
 def make_plan(job: Job, setup: Setup, why: str) -> Plan:
@@ -148,7 +155,9 @@ def make_plan(job: Job, setup: Setup, why: str) -> Plan:
     path = "compiled" if setup.compiled else "eager"
     block = setup.block if setup.compiled else setup.eager_block
     working = setup.threads * max(
-        _per_element(job, setup.compiled) * block, _per_element(job, False) * setup.eager_block if surveys else 0
+        _per_element(job, setup.compiled) * block,
+        _per_element(job, False) * setup.eager_block if surveys else 0,
+        matrix_memory(job),
     )
     building = 0.0
     if setup.compiled:
@@ -159,7 +168,7 @@ def make_plan(job: Job, setup: Setup, why: str) -> Plan:
         parameters=sum(task.count for task in job.tasks),
         bytes_read=read,
         bytes_written=written,
-        passes=1 + (len(surveys) if job.merged else 0),
+        passes=1 + (len(surveys) if job.surveyed else 0),
         peak_memory=resident_memory() + SLACK + working + _surveying(job, setup.sample),
         disk_needed=written,
         seconds=read / (SPEED[path] * setup.threads) + written / 1.5e9 + building,

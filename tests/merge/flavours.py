@@ -15,10 +15,11 @@ from paramsmith.merge import merge_state_dicts
 from paramsmith.merge.api import RunOptions
 from paramsmith.merge.engine import run_job
 from paramsmith.merge.job import prepare
+from paramsmith.merge.measured import held_statistics
 from paramsmith.merge.setup import prepare_setup
 from paramsmith.params import validated
 from paramsmith.recipe import ModelEntry, Recipe
-from paramsmith.registry import MergeMethod, methods
+from paramsmith.registry import MergeMethod, find_method, methods
 from paramsmith.surveys import Survey
 
 
@@ -48,6 +49,8 @@ class Flavour:
 
     def merge(self, models: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None, **more: Any) -> Any:
         """The merged dict."""
+        if self.method.statistics:
+            more = {"statistics": [statistics(self.method.statistics, model) for model in models], **more}
         return merge_state_dicts(models, base=base, method=self.method.name, **{**self.options, **more})
 
 
@@ -90,6 +93,20 @@ def state_dict(
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 
+def statistics(kind: str, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Made-up statistics that depend on the model's values alone, not on its place or dtype."""
+    made = {"elsewhere": torch.ones(1, 1)}
+    for name, tensor in model.items():
+        wide = tensor.float().nan_to_num()
+        if kind == "fisher":
+            made[name] = wide**2 + 0.1
+        elif tensor.ndim > 1 and 0 < (inputs := tensor.shape[1:].numel()) < 1000 and tensor.numel():
+            generator = torch.Generator().manual_seed(int(wide.abs().sum() * 1e4))
+            drawn = torch.randn(3 * inputs, inputs, generator=generator)
+            made[name] = drawn.T @ drawn / len(drawn)
+    return made
+
+
 def run(
     models: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None, method: str, **parameters: object
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -97,7 +114,9 @@ def run(
     entries = tuple(ModelEntry(model=f"model {i + 1}") for i in range(len(models)))
     recipe = Recipe(method=method, models=entries, parameters=parameters)
     held = [StateDict(m, e.model) for m, e in zip(models, entries, strict=True)]
-    job = prepare(recipe, held, None if base is None else StateDict(base, "the base"))
+    kind = find_method(method).statistics
+    measured = held_statistics(method, [statistics(kind, model) for model in models] if kind else [])
+    job = prepare(recipe, held, None if base is None else StateDict(base, "the base"), measured)
     setup, _ = prepare_setup(job, RunOptions(memory=1 << 40, threads=1, compile="never"))
     sink = MemorySink(task.spec for task in job.tasks)
     return sink.tensors, run_job(job, setup, sink, None)

@@ -16,6 +16,7 @@ from tests.merge.flavours import ALL, FEW, Flavour, state_dict
 # One tensor of several blocks, one of a part of a cut, and small ones that are packed with others.
 SHAPES = {"embed.w": (3, 50_001), "layers.0.w": (70_001,), "layers.1.w": (16, 9), "layers.1.b": (7,), "scale": ()}
 WAYS = list(itertools.product((1, 2, 4), (CUT, 2 * CUT, 3 * CUT)))
+STEP = torch.finfo(torch.float32).eps
 lacking = compiler_missing()
 needs_compiler = pytest.mark.skipif(lacking is not None, reason=lacking or "")
 
@@ -95,8 +96,11 @@ def test_compiled_is_eager_within_one_rounding(
     eager = merged(flavour, held, torch.bfloat16)
     compiled = merged(flavour, held, torch.bfloat16, compile="always", threads=2)
     for name, wanted in eager.items():
-        apart = (ordered(compiled[name]) - ordered(wanted)).abs().max().item()
-        assert apart <= 1, f"{name}: {apart} steps of bfloat16"
+        apart = (ordered(compiled[name]) - ordered(wanted)).abs().view(wanted.shape)
+        # where the update all but cancels the base, one step of float32 at the base is many of a tiny result
+        cancelled = (compiled[name].float() - wanted.float()).abs() <= STEP * held[torch.float32][0][name].abs()
+        worst = apart.masked_fill(cancelled, 0).max().item()
+        assert worst <= 1, f"{name}: {worst} steps of bfloat16"
     first = bits(merged(flavour, held, torch.bfloat16, compile="always", threads=1, block=CUT))
     assert first == bits(compiled)
     for threads, block in ((1, 3 * CUT), (2, 2 * CUT), (4, CUT)):

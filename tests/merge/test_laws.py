@@ -169,6 +169,8 @@ def test_one_model_will_do_where_the_method_takes_one(flavour: Flavour, based: b
 
 @flavours
 def test_the_seed_decides_what_chance_does(flavour: Flavour) -> None:
+    if flavour.method.name == "atlas":
+        pytest.skip("draws where there are learned factors for several partitions: test_coefficients.py")
     models, base = given(flavour, flavour.bases[-1])
     once, again = (flavour.merge(models, base, seed=7) for _ in range(2))
     assert_same_bits(once, again)
@@ -180,7 +182,7 @@ def test_chance_depends_on_the_tensors_name_and_the_models_place() -> None:
     """Equal tensors under two names, and equal models in two places, are dropped differently; order is of no matter."""
     model = {"a": torch.ones(500), "b": torch.ones(500)}
     base = {name: torch.zeros(500) for name in model}
-    random = next(f for f in ALL if f.method.random)
+    random = next(f for f in ALL if f.method.name == "dare")
     one = random.merge([model], base)
     assert not torch.equal(one["a"], one["b"])
     turned = random.merge([dict(reversed(model.items()))], dict(reversed(base.items())))
@@ -250,5 +252,5 @@ def test_nan_spoils_its_own_element_only(flavour: Flavour, based: bool) -> None:
     if flavour.method.unchanged is not None:
         return  # bytes that are only copied are not looked at
     assert any("model 1: layers.0.w holds NaN" in w for w in warnings)
-    if not any(isinstance(s, Sum) for s in flavour.surveys()):
+    if flavour.method.granularity == "element" and not any(isinstance(s, Sum) for s in flavour.surveys()):
         assert int(merged["layers.0.w"].isnan().sum()) <= 1
