@@ -1,0 +1,1 @@
+"""Tasks without code: models that transformers loads, on data in files."""
