@@ -23,6 +23,9 @@ from .output import json_option, show_error
 
 COMMANDS = {  # name -> what `--help` says; each is `command` of the module of that name, imported when it is called
     "merge": "Merge checkpoints into one.",
+    "measure": "Measure statistics of a model on data, to merge with.",
+    "learn": "Learn the coefficients of a merge from data.",
+    "rank": "Rank models by what they promise for a task.",
     "methods": "List the merge methods, or describe one.",
     "inspect": "Show what a checkpoint holds.",
     "diff": "Compare two checkpoints, tensor by tensor.",
@@ -101,7 +104,7 @@ class App(click.Group):
 @json_option
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Merge model checkpoints into one, and look at what they hold."""
+    """Merge model checkpoints into one, with what data says about them; and look at what they hold."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -140,8 +143,10 @@ def _usage(error: click.ClickException) -> tuple[str, str]:
         )
     if isinstance(error, NoSuchCommand) or "No such command" in error.message:
         name = getattr(error, "command_name", None) or error.message.split("'")[1]
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        known_ones = "the commands are " + ", ".join(COMMANDS)
+        group = getattr(context, "command", None)
+        names = group.list_commands(context) if isinstance(group, click.Group) and context else list(COMMANDS)
+        near = difflib.get_close_matches(name, names, 1)
+        known_ones = "the commands are " + ", ".join(names)
         return f'unknown command "{printable(name)}"', f'did you mean "{near[0]}"?' if near else known_ones
     text = printable(" ".join(error.format_message().split()), 300).rstrip(".")
     return text[:1].lower() + text[1:], f"see: {path} --help"

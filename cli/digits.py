@@ -76,7 +76,7 @@ def run(out: Path, quick: bool, echo: Callable[[str], None], *, force: bool = Fa
     lab = _prepare(out, quick, echo)
     echo(f"merging the {len(lab.experts)} experts by every method, each in the best of the settings tried ...")
     merged, failed = list[Row](), dict[str, str]()
-    for name, method, fixed in _versions(methods()):
+    for name, method, fixed in _versions(data_free(methods())):
         try:
             merged.append(_merged(lab, name, method, fixed))
         except ParamsmithError as problem:  # a plug-in may need what the demo does not have
@@ -89,6 +89,11 @@ def run(out: Path, quick: bool, echo: Callable[[str], None], *, force: bool = Fa
     outcome = Outcome(rows, best(rows), line, failed, time.perf_counter() - started)
     _tell(outcome, lab, echo)
     return outcome
+
+
+def data_free(known: Mapping[str, MergeMethod]) -> dict[str, MergeMethod]:
+    """The methods that need nothing but models: statistics and learned factors are the examples' subject."""
+    return {name: method for name, method in known.items() if method.statistics is None and name != "atlas"}
 
 
 def _check_room(out: Path, force: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paramsmith.merge import MergeReport, RunOptions
     from paramsmith.recipe import ModelEntry, Recipe
 
-RECIPE_FLAGS = ("method", "base", "missing", "dtype", "out_dtype", "shard_size", "seed")
+RECIPE_FLAGS = ("method", "base", "missing", "dtype", "out_dtype", "shard_size", "seed", "coefficients", "exclude")
 
 
 @click.command("merge", cls=MergeCommand, short_help="Merge checkpoints into one.")
@@ -25,6 +25,11 @@ RECIPE_FLAGS = ("method", "base", "missing", "dtype", "out_dtype", "shard_size",
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the result goes.")
 @click.option("--method", metavar="NAME", help="Merge method, linear unless told; see: paramsmith methods.")
 @click.option("--base", metavar="MODEL", help="The model the others were tuned from.")
+@click.option(
+    "--statistics", multiple=True, metavar="FILE", help="What was measured on a model; once a model, in order."
+)
+@click.option("--coefficients", metavar="FILE", help="What was learned about these models; gives the method too.")
+@click.option("--exclude", multiple=True, metavar="FILTER", help="Tensors to copy from the base or first model.")
 @click.option("--missing", type=click.Choice(["error", "base", "skip"]), help="Tensors that not all models have.")
 @click.option("--dtype", metavar="DTYPE", help="Type of the result; arithmetic is in float32.")
 @click.option("--out-dtype", metavar="DTYPE", help="Type of the result, over --dtype.")
@@ -71,11 +76,11 @@ def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: 
 
 def _recipe(models: tuple[str, ...], options: Mapping[str, object]) -> Recipe:
     """What to merge: the recipe with the flags laid over it, or the models with the flags."""
-    from paramsmith.recipe import ModelEntry, Recipe, load_recipe
+    from paramsmith.recipe import Recipe, entries, load_recipe, method_for
     from paramsmith.recipe_schema import reference_problem
 
     _check_words(options)
-    flags = {key: options[key] for key in RECIPE_FLAGS if options.get(key) is not None}
+    flags = {key: options[key] for key in RECIPE_FLAGS if options.get(key) not in (None, ())}
     parameters = {key: value for key, value in options.items() if key.startswith(PREFIX)}
     recipes = [m for m in models if m.lower().endswith((".yaml", ".yml"))]
     if recipes and len(models) > 1:
@@ -87,7 +92,10 @@ def _recipe(models: tuple[str, ...], options: Mapping[str, object]) -> Recipe:
     if recipes:
         recipe = load_recipe(Path(recipes[0]))
     else:
-        recipe = Recipe(method="linear", models=tuple(ModelEntry(model=m) for m in models))
+        learned = flags.get("coefficients")
+        method = flags.get("method") or method_for(str(learned) if learned else None)
+        recipe = Recipe(method=str(method), models=entries(models))
+    recipe = recipe.with_statistics(options.get("statistics") or ())  # type: ignore[arg-type]
     given = given_parameters(str(flags.get("method", recipe.method)), parameters)
     return _overridden(recipe, flags, given)
 
@@ -96,10 +104,12 @@ def _check_words(options: Mapping[str, object]) -> None:
     """Words that have a grammar of their own."""
     from paramsmith.device import parse_bytes
     from paramsmith.dtypes import parse_dtype
+    from paramsmith.params import check_filters
 
     for key, parse in (("dtype", parse_dtype), ("out_dtype", parse_dtype), ("shard_size", parse_bytes)):
         if options.get(key) is not None:
             parse(str(options[key]))
+    check_filters(options.get("exclude") or ())  # type: ignore[arg-type]
 
 
 def _overridden(recipe: Recipe, flags: Mapping[str, object], given: Mapping[str, object]) -> Recipe:

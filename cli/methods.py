@@ -38,6 +38,7 @@ def describe(method: MergeMethod) -> dict[str, object]:
         "summary": method.doc.partition("\n")[0],
         "base": method.base,
         "takes": {"required": "deltas", "optional": "models, or deltas with a base", "unused": "models"}[method.base],
+        "statistics": method.statistics,
         "models": f"{least}+" if most is None else str(least) if least == most else f"{least}-{most}",
         "symmetric": method.symmetric,
         "random": method.random,
@@ -97,6 +98,8 @@ def _show(method: MergeMethod) -> None:
     told = describe(method)
     click.echo(f"{method.name}\n\n{_undented(method.doc)}\n")
     click.echo(f"base: {told['base']}; models: {told['models']}; takes {told['takes']}")
+    if method.statistics:
+        click.echo(f"statistics: {method.statistics}, of every model; from: paramsmith measure {method.statistics}")
     click.echo(f"surveys: {', '.join(_surveys(method)) or 'none, one pass'}")
     if method.paper:
         click.echo(f"paper: {method.paper}")
