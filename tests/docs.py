@@ -20,7 +20,7 @@ from paramsmith.mergekit import MERGEKIT_METHODS
 from paramsmith.registry import MergeMethod, methods
 
 ROOT = Path(__file__).resolve().parent.parent
-MANUALS = (ROOT / "README.md", ROOT / "merge" / "README.md")
+MANUALS = (ROOT / "README.md", ROOT / "merge" / "README.md", ROOT / "merge" / "DATA.md")
 
 
 def ours() -> list[MergeMethod]:
@@ -33,8 +33,9 @@ def methods_table() -> str:
     rows = []
     for method in ours():
         told = describe(method)
-        rows.append([f"`{method.name}`", told["base"], told["models"], told["summary"], paper(method.paper)])
-    return table(["method", "base", "models", "what it does", "paper"], rows)
+        measured = f"`{method.statistics}`" if method.statistics else ""
+        rows.append([f"`{method.name}`", told["base"], told["models"], measured, told["summary"], paper(method.paper)])
+    return table(["method", "base", "models", "statistics", "what it does", "paper"], rows)
 
 
 def parameters_table() -> str:

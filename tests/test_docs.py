@@ -110,7 +110,7 @@ def test_every_example_is_described() -> None:
 def test_the_blocks_of_a_manual_run(path: Path, folder: Path) -> None:
     """In order, in one folder: Python is executed, lines that begin with `paramsmith` succeed, recipes parse."""
     told = blocks(path)
-    assert {"python", "sh", "yaml"} <= {code.kind for code in told}
+    assert {"python", "sh"} <= {code.kind for code in told}
     for code in told:
         where = f"{path.relative_to(ROOT)}:{code.line}"
         if code.file:

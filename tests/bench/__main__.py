@@ -12,9 +12,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.bench import models, runs
+from tests.bench.fisher import atlas, fisher
+from tests.bench.learning_child import PACKAGE
 from tests.bench.parts import Bench, cold, gpu, memory, speed, tiny
 from tests.bench.processes import mergekit, startup
 from tests.bench.report import Row, Table, machine, show_machine
@@ -27,6 +30,8 @@ PARTS: dict[str, Callable[[Bench], Table]] = {
     "startup": startup,
     "mergekit": mergekit,
     "gpu": gpu,
+    "fisher": fisher,
+    "atlas": atlas,
 }
 LLAMAS = {"speed", "memory", "cold", "mergekit", "gpu"}  # the parts that need the large models
 
@@ -45,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part, missing in (
         ("mergekit", not asked.mergekit and "no --mergekit PYTHON"),
         ("gpu", not facts.gpu and "torch finds no CUDA device"),
+        *((part, not packaged() and f"no package {PACKAGE} or no transformers") for part in ("fisher", "atlas")),
     ):
         if part in parts and missing:
             parts = [p for p in parts if p != part]
@@ -63,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return int(any(table.failed for table in tables))
+
+
+def packaged() -> bool:
+    """Whether the published model is here, and what runs it."""
+    return all(find_spec(name) for name in (PACKAGE, "transformers"))
 
 
 def save(path: Path | None, about: Row, tables: Sequence[Table]) -> None:

@@ -61,7 +61,7 @@ def side_by_side(things: Sequence[Callable[[], Measured]], runs: int, uncounted:
 def merge_apart(spec: Spec) -> Measured:
     """Run one merge in a process of its own; its output is removed."""
     try:
-        told = _child(["merge"], json.dumps(asdict(spec)))
+        told = child("tests.bench.child", ["merge"], json.dumps(asdict(spec)))
     finally:
         remove(Path(spec.output))
     return Measured(**json.loads(told))
@@ -69,12 +69,13 @@ def merge_apart(spec: Spec) -> Measured:
 
 def machine_facts() -> Facts:
     """What torch finds here, asked of a child: this process stays small."""
-    return Facts(**json.loads(_child(["facts"], "")))
+    return Facts(**json.loads(child("tests.bench.child", ["facts"], "")))
 
 
-def _child(arguments: Sequence[str], text: str) -> str:
-    command = [sys.executable, "-m", "tests.bench.child", *arguments]
-    done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False)
+def child(module: str, arguments: Sequence[str], text: str) -> str:
+    """Run a module of ours in a process of its own; the last line it prints."""
+    command, environment = [sys.executable, "-m", module, *arguments], {**os.environ, **OFFLINE}
+    done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RunFailed(_last_words(done.stderr, done.returncode))
     return done.stdout.splitlines()[-1]
