@@ -76,7 +76,8 @@ def test_features_are_what_the_head_reads(size: int) -> None:
 
 def test_the_limit_holds() -> None:
     features, labels = features_of(task(net()), limit=5)
-    assert torch.equal(features, features_of(task(net()))[0][:5])
+    # the batch that the limit cuts is of another shape: same values but for the rounding of its matrix products
+    torch.testing.assert_close(features, features_of(task(net()))[0][:5], rtol=0, atol=1e-6)
     assert torch.equal(labels, LABELS[:5])
     with pytest.raises(InvalidInput, match="11 examples are asked for, the data has 10"):
         features_of(task(net()), limit=11)
