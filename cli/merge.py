@@ -14,7 +14,7 @@ from .merge_options import PREFIX, MergeCommand, given_parameters
 from .output import json_option, show_json, show_warning, size_text, wants_json
 
 if TYPE_CHECKING:
-    from paramsmith.merge import MergeReport, RunOptions
+    from paramsmith.merge import MergeReport, Push, RunOptions
     from paramsmith.recipe import ModelEntry, Recipe
 
 RECIPE_FLAGS = ("method", "base", "missing", "dtype", "out_dtype", "shard_size", "seed", "coefficients", "exclude")
@@ -39,9 +39,15 @@ RECIPE_FLAGS = ("method", "base", "missing", "dtype", "out_dtype", "shard_size",
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.")
 @click.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+@click.option("--stream", is_flag=True, help="Keep no weights of the hub: each file is on the disk only while read.")
 @click.option("--strict", is_flag=True, help="Make warnings errors.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--push", metavar="USER/NAME", help="Put the result on the hub, in one commit.")
+@click.option("--private", is_flag=True, help="With --push: make the repository private.")
+@click.option("--create-pr", is_flag=True, help="With --push: open a pull request instead of committing.")
+@click.option("--revision", metavar="BRANCH", help="With --push: the branch, main unless told.")
+@click.option("--license", "licence", metavar="ID", help="With --push: licence of the result, where it is not clear.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
 @json_option
 def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: bool, **options: object) -> None:
@@ -88,7 +94,7 @@ def _recipe(models: tuple[str, ...], options: Mapping[str, object]) -> Recipe:
     for model in [*models, *([str(flags["base"])] if "base" in flags else [])]:
         wrong = reference_problem(model)
         if wrong:
-            raise InvalidInput(wrong, "give a local folder or a .safetensors file")
+            raise InvalidInput(wrong, "give a local folder, a .safetensors file, or user/name of the hub")
     if recipes:
         recipe = load_recipe(Path(recipes[0]))
     else:
@@ -133,9 +139,25 @@ def _overridden(recipe: Recipe, flags: Mapping[str, object], given: Mapping[str,
 def _run_options(options: Mapping[str, object], progress: object = None) -> RunOptions:
     from paramsmith.merge import RunOptions
 
-    names = ("memory", "device", "threads", "compile", "strict", "force")
+    names = ("memory", "device", "threads", "compile", "strict", "force", "stream")
     named = {name: options[name] for name in names if options[name] is not None}
-    return RunOptions(**named, progress=progress)  # type: ignore[arg-type]
+    return RunOptions(**named, progress=progress, push=_push(options))  # type: ignore[arg-type]
+
+
+def _push(options: Mapping[str, object]) -> Push | None:
+    said = {name: options[name] for name in ("private", "create_pr", "revision", "licence") if options[name]}
+    if options["push"] is None:
+        if said:
+            word = "license" if "licence" in said else min(said).replace("_", "-")
+            raise InvalidInput(f"--{word} is about a push, and there is none", "add --push user/name")
+        return None
+    from paramsmith.merge import Push
+    from paramsmith.target import Target
+
+    licence = said.pop("licence", None)
+    target = Target(str(options["push"]), **said)  # type: ignore[arg-type]
+    target.check()
+    return Push(target, licence)  # type: ignore[arg-type]
 
 
 def _show(report: MergeReport, recipe: Recipe, quiet: bool) -> None:
@@ -151,4 +173,6 @@ def _show(report: MergeReport, recipe: Recipe, quiet: bool) -> None:
         what = f"{size_text(nbytes)} from {models} model{'s' * (models != 1)}"
         told = f"{what} in {report.seconds:.1f} s, {speed}, {report.path}"
         click.echo(f"{printable(report.output, 2000)}: {told}")
+    if report.pushed:
+        click.echo(report.pushed.url)
     return None

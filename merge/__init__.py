@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .api import MergeReport, merge, merge_state_dicts, plan, run
-from .options import RunOptions
+from .options import Push, RunOptions
 
-__all__ = ["MergeReport", "RunOptions", "merge", "merge_state_dicts", "plan", "run"]
+__all__ = ["MergeReport", "Push", "RunOptions", "merge", "merge_state_dicts", "plan", "run"]

@@ -7,8 +7,8 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,14 +16,18 @@ from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import Failed, InvalidInput, MergeWarning, printable
 from paramsmith.params import check_filters
 from paramsmith.plan import Plan
+from paramsmith.progress import Progress
 from paramsmith.recipe import ModelEntry, Recipe, entries, method_for
 
-from .options import Compile, Progress, RunOptions
+from .options import Compile, Push, RunOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paramsmith.upload import Pushed
+
     from .job import Job
+    from .publishing import Publication
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class MergeReport:
     plan: Plan
     warnings: tuple[str, ...]
     seconds: float
+    pushed: Pushed | None = None
 
     @property
     def path(self) -> str:
@@ -43,6 +48,8 @@ class MergeReport:
     def to_json(self) -> dict[str, object]:
         """Plain data."""
         told = {"output": str(self.output), "seconds": self.seconds, "warnings": list(self.warnings)}
+        if self.pushed is not None:
+            told["pushed"] = asdict(self.pushed)
         return {**told, "plan": self.plan.to_json()}
 
 
@@ -67,6 +74,7 @@ def merge(
     block: int | None = None,
     force: bool = False,
     strict: bool = False,
+    stream: bool = False,
     progress: Progress | None = None,
     **parameters: object,
 ) -> MergeReport:
@@ -92,7 +100,7 @@ def merge(
         shard_size=shard_size,
         seed=seed,
     )
-    options = RunOptions(memory, device, threads, compile, block, force, strict, progress)
+    options = RunOptions(memory, device, threads, compile, block, force, strict, progress, stream)
     return run(recipe, output, options)
 
 
@@ -100,8 +108,10 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
     """Run a recipe."""
     from paramsmith.staging import Writer
 
+    from .arrival import after, bring, to_download
     from .engine import job_key, run_job
     from .outcome import layout_of, write_companions
+    from .recording import recorded
     from .setup import make_plan, prepare_setup, with_kernels
 
     options, target, started = options or RunOptions(), Path(output), time.perf_counter()
@@ -113,14 +123,19 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
         setup, told = with_kernels(job, setup, options)
         plan = make_plan(job, setup, why)
         layout = layout_of(job, target)
-        writer = stack.enter_context(Writer(target, layout, job_key(job, setup.compiled), force=options.force))
-        told_all = (*recipe.warnings, *job.warnings, *told, *run_job(job, setup, writer, options.progress))
+        published = stack.enter_context(_publication(options.push, job, target)) if options.push else None
+        key, tell = job_key(job, setup.compiled), published.file if published else None
+        writer = stack.enter_context(Writer(target, layout, key, force=options.force, on_file=tell))
+        progress = after(job, options, to_download(job))
+        bring(job, options, target)
+        told_all = (*recipe.warnings, *job.warnings, *told, *run_job(job, setup, writer, progress))
         for model in (*job.models, *([job.base] if job.base else [])):
             model.check_unchanged()
         _strictly(told_all, options)
-        write_companions(job, writer, target)
+        write_companions(job, writer, target, recorded(job, setup, told_all, layout))
         writer.publish()
-    return MergeReport(target, plan, told_all, time.perf_counter() - started)
+        pushed = published.finish(target) if published else None
+    return MergeReport(target, plan, told_all, time.perf_counter() - started, pushed)
 
 
 def plan(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | None = None) -> Plan:
@@ -190,9 +205,13 @@ def merge_state_dicts(
 
 
 def _opened(recipe: Recipe, stack: ExitStack) -> Job:
+    from paramsmith.remote import pin
+
     from .job import prepare
     from .measured import open_statistics
 
+    if recipe.coefficients:
+        recipe = recipe.model_copy(update={"coefficients": pin(recipe.coefficients)})
     # headers become hundreds of thousands of objects, all of which stay: collecting garbage would only walk them
     if gc.isenabled():
         gc.disable()
@@ -205,12 +224,19 @@ def _opened(recipe: Recipe, stack: ExitStack) -> Job:
     return prepare(recipe, models, base, [stack.enter_context(s) for s in open_statistics(recipe)])
 
 
+def _publication(push: Push, job: Job, target: Path) -> AbstractContextManager[Publication]:
+    from .publishing import publication  # with all that a card needs, which most merges do not
+
+    return publication(push, job, target)
+
+
 def _check_apart(target: Path, job: Job) -> None:
     """The output must not lie in an input, nor an input in the output, wherever links lead."""
     place = target.resolve()
     for model in (*job.models, *([job.base] if job.base else [])):
         files = {info.file for info in model.tensors.values()}
-        homes = {Path(model.label).resolve(), *(file.resolve() for file in files)}
+        home = model.path if isinstance(model, Checkpoint) else Path(model.label)
+        homes = {home.resolve(), *(file.resolve() for file in files)}
         if any(place == home or home in place.parents or place in home.parents for home in homes):
             fact = f"the output {printable(target)} and the input {printable(model.label)} lie in one another"
             raise InvalidInput(fact, "write to a folder of its own")

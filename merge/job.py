@@ -89,6 +89,7 @@ class Job:
     layers: int | None
     warnings: tuple[str, ...] = field(default=())
     beside: object = None  # what tells the statistics and the coefficients from others, as JSON
+    statistics: tuple[Statistics, ...] = ()
 
     @cached_property
     def merged(self) -> tuple[MergeTask, ...]:
@@ -156,8 +157,9 @@ def prepare(recipe: Recipe, models: Sequence[Model], base: Model | None, statist
     layers = sum(p.sources[0].layer_range[1] - p.sources[0].layer_range[0] for p in recipe.slices or ()) or None
     options = next(iter(scopes.values())).options
     identity = [beside.fingerprint(), coefficients and coefficients.model_dump(mode="json")]
-    told = tuple(warnings)
-    return Job(recipe, method, options, tuple(models), base, tuple(tasks), deltas, wide, tied, layers, told, identity)
+    shape = (deltas, wide, tied, layers)
+    told, files = tuple(warnings), beside.statistics
+    return Job(recipe, method, options, tuple(models), base, tuple(tasks), *shape, told, identity, files)
 
 
 def _tied(reference: Model, written: set[str]) -> bool | None:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from paramsmith.device import DEFAULT_MEMORY, parse_bytes, resident_memory
+from paramsmith.progress import Progress
+
+if TYPE_CHECKING:
+    from paramsmith.target import Target
 
 Compile = Literal["auto", "always", "never"]
-Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Push:
+    """Where the result goes on the Hub, and its licence where the inputs do not agree on one."""
+
+    target: Target
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a merge; none of it changes what is asked for."""
+    """How to run a merge; none of it changes what is asked for.
+
+    `stream`: weights of the Hub are not kept; each file is on the disk only while it is read.
+    """
 
     memory: str | int | None = None
     device: str = "cpu"
@@ -24,6 +37,8 @@ class RunOptions:
     force: bool = False
     strict: bool = False
     progress: Progress | None = None
+    stream: bool = False
+    push: Push | None = None
 
 
 def memory_of(options: RunOptions) -> int:

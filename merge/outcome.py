@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from paramsmith.companions import companions, output_config
 from paramsmith.device import parse_bytes
+from paramsmith.hub import Reference
+from paramsmith.lineage import NAME, RECIPE, Lineage
+from paramsmith.memory import StateDict
 from paramsmith.model_config import TEXT_SECTIONS
 from paramsmith.recipe import Recipe, dump_recipe
 from paramsmith.shards import Layout, plan_files
@@ -30,8 +33,8 @@ def layout_of(job: Job, target: Path) -> Layout:
     return plan_files([task.spec for task in job.tasks], size, single)
 
 
-def write_companions(job: Job, writer: Writer, target: Path) -> None:
-    """Config, tokenizer and the like from the base or first model, and the recipe that makes this again."""
+def write_companions(job: Job, writer: Writer, target: Path, lineage: Lineage) -> None:
+    """Config, tokenizer and the like from the base or first model; the recipe that makes this again; the lineage."""
     if target.suffix == ".safetensors":
         return
     reference = job.reference
@@ -43,7 +46,8 @@ def write_companions(job: Job, writer: Writer, target: Path) -> None:
     if reference.folder is not None:
         for path in companions(reference.folder):
             writer.add_copy(path, path.relative_to(reference.folder).as_posix())
-    writer.add_file("recipe.yaml", dump_recipe(_rooted(job.recipe)).encode())
+    writer.add_file(RECIPE, dump_recipe(rooted(job)).encode())
+    writer.add_file(NAME, lineage.to_bytes())
 
 
 def _restacked(config: ModelConfig, job: Job) -> ModelConfig:
@@ -68,20 +72,27 @@ def _at(words: object, index: int, otherwise: object) -> object:
     return words[index] if isinstance(words, list) and index < len(words) else otherwise
 
 
-def _rooted(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths, so that it runs from anywhere."""
+def rooted(job: Job) -> Recipe:
+    """The recipe with absolute paths and, for what is on the Hub, commits: it runs from anywhere, to the same bytes."""
+    recipe, pins = job.recipe, pinned(job)
 
-    def rooted(model: str) -> str:
-        return str(Path(model).absolute())
+    def root(model: str) -> str:
+        return pins.get(model) or (model if Reference.parse(model) else str(Path(model).absolute()))
 
     models = tuple(
-        e.model_copy(update={"model": rooted(e.model), "statistics": e.statistics and rooted(e.statistics)})
+        e.model_copy(update={"model": root(e.model), "statistics": e.statistics and root(e.statistics)})
         for e in recipe.models
     )
     slices = recipe.slices and tuple(
-        p.model_copy(update={"sources": tuple(s.model_copy(update={"model": rooted(s.model)}) for s in p.sources)})
+        p.model_copy(update={"sources": tuple(s.model_copy(update={"model": root(s.model)}) for s in p.sources)})
         for p in recipe.slices
     )
-    base = rooted(recipe.base) if recipe.base else None
-    coefficients = recipe.coefficients and rooted(recipe.coefficients)
+    base = root(recipe.base) if recipe.base else None
+    coefficients = recipe.coefficients and root(recipe.coefficients)
     return recipe.model_copy(update={"models": models, "base": base, "slices": slices, "coefficients": coefficients})
+
+
+def pinned(job: Job) -> dict[str, str]:
+    """{reference as it was given: with its commit} for the inputs that are on the Hub."""
+    inputs = (*job.models, *([job.base] if job.base else []), *job.statistics)
+    return {each.label: each.pinned for each in inputs if not isinstance(each, StateDict) and each.pinned}

@@ -14,6 +14,7 @@ from paramsmith.order import PACK
 from paramsmith.plan import Plan, readable
 from paramsmith.surveys import OrderStatistic, Sum
 
+from .arrival import to_download
 from .engine import total_bytes
 from .job import Job
 from .matrices import matrix_memory
@@ -171,6 +172,7 @@ def make_plan(job: Job, setup: Setup, why: str) -> Plan:
         passes=1 + (len(surveys) if job.surveyed else 0),
         peak_memory=resident_memory() + SLACK + working + _surveying(job, setup.sample),
         disk_needed=written,
+        bytes_downloaded=to_download(job),
         seconds=read / (SPEED[path] * setup.threads) + written / 1.5e9 + building,
         path=path,
         why=why,

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from paramsmith.errors import Failed, InvalidInput, printable
-from paramsmith.header import Header, TensorInfo, parse_header
-from paramsmith.inputs import open_regular, place
+from paramsmith.companions import companion_names
+from paramsmith.errors import InvalidInput, ParamsmithError, printable
+from paramsmith.header import TensorInfo
+from paramsmith.hub import SCHEME, Reference, Snapshot
+from paramsmith.inputs import place
 from paramsmith.model_config import ModelConfig, check_config, read_config, tied_names
+from paramsmith.progress import Progress
+from paramsmith.tensorfiles import HubFile, TensorFile, TensorReader
 from paramsmith.weightfiles import WeightFiles, find_weights, gather_tensors
+
+if TYPE_CHECKING:
+    from paramsmith.remote import RemoteFolder, Window
 
 
 class Checkpoint:
@@ -40,24 +48,42 @@ class Checkpoint:
         self.config = None
         self.metadata = {}
         self.warnings = []
-        self._opened: dict[Path, _File] = {}
+        self._opened: dict[Path, TensorFile] = {}
+        self._remote: RemoteFolder | None = None
+        self._window: Window | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
-        """Open a model folder, a folder of the Hub's cache, or one safetensors file. InvalidInput names what is wrong.
+        """Open a model folder, one safetensors file, or a model of the Hub. InvalidInput names what is wrong.
 
         A folder needs its config.json, which is held against the tensors; a file given by itself is a bare state dict.
+        Of a model of the Hub only headers are fetched; its weights come with `fetch`, or when they are first read.
         """
         label = os.fspath(path)
+        reference = Reference.parse(label)
         checkpoint = cls(label, Path(label))
         try:
-            checkpoint._read(find_weights(label))
+            if reference is not None:
+                checkpoint._reach(reference)
+            checkpoint._read(find_weights(checkpoint.path if reference else label))
         except BaseException as problem:
             checkpoint.close()
-            if isinstance(problem, InvalidInput):
-                problem.hint = problem.hint or "check the files of the model, or download it again"
+            if isinstance(problem, ParamsmithError):
+                checkpoint._explain(problem)
             raise
+        if checkpoint._remote is not None:
+            checkpoint.warnings = [checkpoint._named(warning) for warning in checkpoint.warnings]
         return checkpoint
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What the Hub's repository holds, for a model that is there."""
+        return self._remote.snapshot if self._remote else None
+
+    @property
+    def pinned(self) -> str | None:
+        """The reference of a model of the Hub, with the commit that is read."""
+        return str(self._remote.reference) if self._remote else None
 
     def info(self, name: str) -> TensorInfo | None:
         """The tensor that `name` reads, through ties; None when the model has no such name."""
@@ -83,17 +109,54 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """Failed, naming the file, when one is no longer what it was when it was opened."""
-        for path, opened in self._opened.items():
-            status = os.fstat(opened.fd)
-            if (status.st_size, status.st_mtime_ns) != (opened.header.size, opened.mtime_ns):
-                raise Failed(f"{place(path)}: changed while being read", "leave the inputs alone during a run")
+        for opened in self._opened.values():
+            opened.check_unchanged()
+
+    def missing(self, names: Iterable[str]) -> int:
+        """Bytes to download before these tensors can be read."""
+        return self._remote.missing(self._files(names)) if self._remote else 0
+
+    def fetch(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        """Have the files of these tensors on this machine, verified. Failed says which could not be fetched."""
+        if self._remote is not None:
+            files = self._files(names)
+            self._remote.fetch(files, progress)
+            for file in (self._opened[path] for path in files):
+                if isinstance(file, HubFile):
+                    file.arrive()
+
+    def fetch_companions(self) -> None:
+        """Have the tokenizer and the like beside the weights."""
+        if self._remote is not None and self.folder is not None:
+            self._remote.fetch_beside(companion_names(self._remote.names))
+
+    def stream(self, names: Sequence[str], folder: Path) -> int:
+        """Keep no weights: each file is on the disk of `folder` only while tensors in it are read, in this order.
+
+        Returns the most bytes that are there at once.
+        """
+        from paramsmith.remote import Window, at_once
+
+        if self._remote is None:
+            return 0
+        order = [info.file for name in names if (info := self.info(name)) is not None]
+        limit = at_once(order) + 1  # workers are not all at one place
+        self._window = Window(self._remote, limit, folder)
+        for path in set(order):
+            file = self._opened[path]
+            if isinstance(file, HubFile) and not path.is_symlink():
+                file.stream(self._window.lend)
+        sizes = sorted((self._opened[path].header.size for path in set(order)), reverse=True)
+        return sum(sizes[:limit])
 
     def close(self) -> None:
         """Close the files; reading is no longer possible."""
         opened, self._opened = self._opened, {}
         for file in opened.values():
-            os.close(file.fd)
-            file.fd = -1
+            file.close()
+        for held in (self._window, self._remote):
+            if held is not None:
+                held.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -109,8 +172,10 @@ class Checkpoint:
             self.config = read_config(found.folder)
             if self.config is None:
                 raise _without_config(found.folder, found.files)
+        if self._remote is not None:
+            self._remote.read_heads(found.files)
         for path in found.files:
-            self._open_file(path)
+            self._opened[path] = self._remote.open(path) if self._remote else TensorFile(path)
         headers = {path: opened.header for path, opened in self._opened.items()}
         self.tensors, self.warnings = gather_tensors(self.path, found, headers)
         if self.config is not None:
@@ -118,16 +183,28 @@ class Checkpoint:
         self.metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
         self._resolve_ties()
 
-    def _open_file(self, path: Path) -> None:
-        fd, status = open_regular(path)
-        try:
-            header = parse_header(path, fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._opened[path] = _File(fd, header, status.st_mtime_ns)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    def _reach(self, reference: Reference) -> None:
+        from paramsmith.remote import RemoteFolder
+
+        self._remote = RemoteFolder(reference)
+        self.path = self._remote.path
+
+    def _files(self, names: Iterable[str]) -> list[Path]:
+        found = (info.file for name in names if (info := self.info(name)) is not None)
+        return list(dict.fromkeys(found))
+
+    def _named(self, text: str) -> str:
+        """A message with the reference in it instead of a temporary folder."""
+        from paramsmith.remote import shorten
+
+        return shorten(text, self._remote.folder, self.label) if self._remote else text
+
+    def _explain(self, problem: ParamsmithError) -> None:
+        problem.fact = self._named(problem.fact)
+        if isinstance(problem, InvalidInput):
+            problem.hint = problem.hint or "check the files of the model, or download it again"
+        if self._remote is None and Reference.parse(self.label) and not self.label.startswith(SCHEME):
+            problem.hint = f"there is no such folder here; {problem.hint}"
 
     def _resolve_ties(self) -> None:
         self.aliases = tied_names(self.config, self.tensors, self.metadata)
@@ -135,48 +212,6 @@ class Checkpoint:
             if self.tensors.pop(alias, None) is not None:
                 names = f"{printable(alias)} is left out, as config.json ties it to {printable(kept)}"
                 self.warnings.append(f"{place(self.path)}: the stored copy {names}")
-
-
-class TensorReader:
-    """Reads one tensor's bytes from its open file: call it with the first byte and a buffer to fill. Thread-safe."""
-
-    __slots__ = ("_end", "_file", "_info")
-
-    def __init__(self, file: _File, info: TensorInfo) -> None:
-        self._file, self._info, self._end = file, info, info.offset + info.nbytes
-
-    def __call__(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer`, writable bytes, from byte `start` of the tensor on; Failed when the file shrank."""
-        view, offset = buffer, self._info.offset + start
-        if start < 0 or offset + view.nbytes > self._end or self._file.fd < 0:
-            span = f"bytes {start} to {start + view.nbytes} of {printable(self._info.name)}"
-            raise ValueError(f"{span} were never there, or are read after the file was closed")
-        while view.nbytes:
-            try:
-                count = os.preadv(self._file.fd, [view], offset)
-            except OSError as error:
-                raise Failed(f"{self._place()}: {printable((error.strerror or str(error)).lower())}") from None
-            if count == view.nbytes:
-                return
-            if count == 0:
-                fact = f"{self._place()}: the file shrank while being read"
-                raise Failed(fact, "leave the inputs alone during a run")
-            view, offset = view.cast("B")[count:], offset + count
-
-    def _place(self) -> str:
-        return f"{place(self._info.file)}: tensor {printable(self._info.name)}"
-
-
-@dataclass(slots=True)
-class _File:
-    """One file that is open for reading."""
-
-    fd: int
-    header: Header
-    mtime_ns: int
-
-    def identity(self) -> dict[str, object]:
-        return {"size": self.header.size, "mtime_ns": self.mtime_ns, "header": self.header.digest}
 
 
 def _without_config(folder: Path, files: tuple[Path, ...]) -> InvalidInput:

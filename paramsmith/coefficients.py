@@ -80,8 +80,10 @@ class Coefficients(BaseModel):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Coefficients:
-        """Read a file. InvalidInput says what is wrong with it."""
-        found = Path(path)
+        """Read a file, of this machine or the Hub. InvalidInput says what is wrong with it."""
+        from paramsmith.remote import file_here
+
+        found = file_here(os.fspath(path))
         plain = _packed(found) if found.suffix == ".safetensors" else read_json(found, _MOST)[0]
         if plain.pop("format", None) != KEY:
             raise InvalidInput(f"{place(found)}: is no file of coefficients", "make one: paramsmith learn")

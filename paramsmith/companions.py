@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +69,17 @@ def companions(folder: Path) -> list[Path]:
     return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
 
 
+def companion_names(names: Iterable[str]) -> list[str]:
+    """Those of these names, of files in a model's folder, that `companions` looks at."""
+
+    def matches(name: str) -> bool:
+        return any(p.count("/") == name.count("/") and fnmatchcase(name, p) for p in _KEPT)
+
+    return sorted(name for name in names if matches(name) and not name.endswith(".index.json"))
+
+
 def _is_companion(path: Path, name: str) -> bool:
-    matches = (pattern.count("/") == name.count("/") and fnmatchcase(name, pattern) for pattern in _KEPT)
-    if not any(matches) or name.endswith(".index.json"):
+    if not companion_names([name]):
         return False
     try:
         fd, status = open_regular(path)

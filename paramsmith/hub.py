@@ -26,7 +26,7 @@ SCHEME = "hf://"
 MAIN = "main"
 # Seconds before each further attempt at a request that failed in passing.
 WAITS = (1.0, 2.0, 4.0, 8.0)
-_PASSING = {408, 429, 500, 502, 503, 504}
+_PASSING = {408, 409, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 300.0
 _NAME = r"[A-Za-z0-9_][\w.-]{0,95}"
 _REVISION = r"refs/(?:pr|convert)/[\w.-]+|[^/@\s]+"
@@ -116,11 +116,12 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a repository holds at one commit."""
+    """What a repository holds at one commit; not `complete`: what the cache knows of it, the Hub being out of reach."""
 
     repo: str
     commit: str
     files: Mapping[str, RemoteFile]
+    complete: bool = True
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.commit[:12]}"
@@ -142,7 +143,8 @@ def cache_folder() -> Path:
     """The Hub's cache, shared with every other tool."""
     from huggingface_hub import constants
 
-    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
+    set_now = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+    return Path(os.path.expandvars(set_now)).expanduser().absolute()
 
 
 def offline() -> bool:
@@ -153,11 +155,11 @@ def offline() -> bool:
     return said.upper() in ("1", "ON", "YES", "TRUE") or bool(constants.HF_HUB_OFFLINE)
 
 
-def ask(what: str, call: Callable[[], T], *, first: bool = False) -> T:
+def ask(what: str, call: Callable[[], T], *, first: bool = False, pause: Callable[[float], object] | None = None) -> T:
     """The answer of one call of the client. A failure in passing is tried again; InvalidInput or Failed says the rest.
 
     `what` begins the sentence: what the call is about, for the user. The `first` call of a run does not wait for a
-    Hub that cannot be reached at all.
+    Hub that cannot be reached at all. `pause` waits for some seconds, in place of time.sleep.
     """
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx of client 1, httpx2 of client 2
 
@@ -170,7 +172,7 @@ def ask(what: str, call: Callable[[], T], *, first: bool = False) -> T:
             absent = first and isinstance(problem, httpx.ConnectError)
             if wait is None or absent or not in_passing(problem):
                 raise told(what, problem) from None
-            time.sleep(max(wait, min(_asked_to_wait(problem), _LONGEST_WAIT)))
+            (pause or time.sleep)(max(wait, min(_asked_to_wait(problem), _LONGEST_WAIT)))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -221,26 +223,32 @@ def snapshot(reference: Reference) -> Snapshot:
     InvalidInput where there is no such repository or revision, or where it lists a path that leads out of it.
     """
     what, kept = str(reference), cached_snapshot(reference)
-    if kept is not None and offline():
+    if offline():
+        if kept is None:
+            fact = f"{printable(what)}: is not in the cache, and the network is switched off"
+            raise InvalidInput(fact, "unset HF_HUB_OFFLINE, or fetch it first: paramsmith pull")
         return kept
     api = session()
     try:
         info = ask(what, lambda: api.model_info(reference.repo, revision=reference.revision), first=True)
-        commit = info.sha or ""
-        entries = ask(what, lambda: list(api.list_repo_tree(reference.repo, recursive=True, revision=commit)))
+        return listed(api, what, reference.repo, info.sha or "")
     except Failed:
         if kept is None:
             raise
         return kept
+
+
+def listed(api: HfApi, what: str, repo: str, commit: str) -> Snapshot:
+    """What the Hub says that the repository holds at a commit, the cache left aside. Raises as `snapshot` does."""
     from huggingface_hub.hf_api import RepoFile
 
     files = {}
-    for entry in entries:
+    for entry in ask(what, lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit))):
         if isinstance(entry, RepoFile):
-            _check_path(what, entry.path)
+            check_path(what, entry.path)
             lfs = entry.lfs
             files[entry.path] = RemoteFile(entry.path, entry.size, lfs.sha256 if lfs else None, entry.blob_id)
-    return Snapshot(reference.repo, commit, files)
+    return Snapshot(repo, commit, files)
 
 
 def cached_snapshot(reference: Reference) -> Snapshot | None:
@@ -259,9 +267,10 @@ def cached_snapshot(reference: Reference) -> Snapshot | None:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            name, etag = path.relative_to(folder).as_posix(), path.resolve().name
+            # one step only: a blob may be a link itself, into what the cache shares between repositories
+            name, etag = path.relative_to(folder).as_posix(), (path.readlink() if path.is_symlink() else path).name
             files[name] = RemoteFile(name, path.stat().st_size, etag if len(etag) == 64 else None, etag)
-    return Snapshot(reference.repo, commit, files)
+    return Snapshot(reference.repo, commit, files, complete=False)
 
 
 def repo_folder(repo: str) -> Path:
@@ -271,18 +280,19 @@ def repo_folder(repo: str) -> Path:
     return cache_folder() / repo_folder_name(repo_id=repo, repo_type="model")
 
 
-def _asked_to_wait(problem: Exception) -> float:
-    response = getattr(problem, "response", None)
-    text = response.headers.get("Retry-After", "") if response is not None else ""
-    return float(text) + 1 if text.isdecimal() else 0.0
-
-
-def _check_path(what: str, path: str) -> None:
+def check_path(what: str, path: str) -> None:
+    """InvalidInput where a file name that came from elsewhere would lead out of the folder it is for."""
     parts = path.split("/")
     if any(part in ("", ".", "..") or "\\" in part or ":" in part or not part.isprintable() for part in parts):
         raise InvalidInput(
             f"{what}: lists the file {printable(path)}, which leads out of it", "do not trust this model"
         )
+
+
+def _asked_to_wait(problem: Exception) -> float:
+    response = getattr(problem, "response", None)
+    text = response.headers.get("Retry-After", "") if response is not None else ""
+    return float(text) + 1 if text.isdecimal() else 0.0
 
 
 def _strange(text: str) -> bool:

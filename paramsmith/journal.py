@@ -7,6 +7,7 @@ loss included; and each line is synced before the next one, so only the last can
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramsmith.disk import write_error
+from paramsmith.shards import Layout
 
 Range = tuple[int, int, int]  # file number, first byte, the byte after the last
 
@@ -111,7 +113,8 @@ def replay(path: Path, identity: Mapping[str, str]) -> Replay | None:
 class Journal:
     """The journal being written. A thread of its own syncs and appends about once a second; `finish` only notes.
 
-    `sync` is called with the numbers of the files that must be on the disk before their ranges are recorded.
+    `sync` is called with the numbers of the files that must be on the disk before their ranges are recorded, `recorded`
+    with all that is finished, after each record and once for what an earlier run left.
     """
 
     def __init__(
@@ -121,9 +124,11 @@ class Journal:
         sync: Callable[[Collection[int]], None],
         before: Replay | None = None,
         interval: float = 1.0,
+        recorded: Callable[[RangeSet], None] | None = None,
     ) -> None:
         self._path = path
         self._sync = sync
+        self._recorded = recorded
         self._interval = interval
         self._lock = threading.Lock()
         self._ranges: list[Range] = []
@@ -184,6 +189,8 @@ class Journal:
         return fd
 
     def _run(self) -> None:
+        if self._recorded is not None:
+            self._recorded(self.finished)
         while self._error is None and not self._stopping.wait(self._interval):
             self._flush()
 
@@ -201,10 +208,43 @@ class Journal:
             _append(self._fd, {"finished": list(batch), "remembered": values})
             os.fsync(self._fd)
             self.finished.add(batch)
+            if self._recorded is not None:
+                self._recorded(self.finished)
         except OSError as error:
             self._error = write_error(error, self._path)
         except Exception as error:  # noqa: BLE001  a thread has nobody to raise to: the owner's next call raises it
             self._error = error
+
+
+class Completions:
+    """Tells of each file of a layout once, by its path in `folder`, as soon as all of its tensors are finished.
+
+    What `tell` raises is its own affair: writing goes on.
+    """
+
+    def __init__(self, layout: Layout, folder: Path, tell: Callable[[Path], None] | None) -> None:
+        self._open = dict(enumerate(layout.files)) if tell is not None else {}
+        self._folder = folder
+        self._tell = tell
+
+    def __call__(self, finished: RangeSet) -> None:
+        """Look through what is finished by now."""
+        whole = [number for number, file in self._open.items() if finished.covers(number, len(file.header), file.size)]
+        for number in whole:
+            file = self._open.pop(number)
+            with contextlib.suppress(Exception):
+                if self._tell is not None:
+                    self._tell(self._folder / file.name)
+
+
+def tensor_ranges(layout: Layout) -> Mapping[str, Range]:
+    """Each tensor's file, first byte and the byte after its last, which is where the next tensor begins."""
+    found: dict[str, Range] = {}
+    for number, file in enumerate(layout.files):
+        starts = [layout.where[name][1] for name in file.tensors]
+        for name, start, end in zip(file.tensors, starts, [*starts[1:], file.size], strict=True):
+            found[name] = (number, start, end)
+    return found
 
 
 def _append(fd: int, record: Mapping[str, object]) -> None:

@@ -22,6 +22,7 @@ class Plan:
     block: int  # elements
     threads: int
     warnings: tuple[str, ...] = ()
+    bytes_downloaded: int = 0  # of what is on the Hub and not in the cache yet
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
@@ -32,6 +33,7 @@ class Plan:
         lines = [
             ("tensors", f"{self.tensors:,} ({self.parameters:,} parameters)"),
             ("read", f"{readable(self.bytes_read)} in {self.passes} pass{'es' * (self.passes != 1)}"),
+            *([("download", readable(self.bytes_downloaded))] if self.bytes_downloaded else []),
             ("write", readable(self.bytes_written)),
             ("disk needed", readable(self.disk_needed)),
             ("peak memory", readable(self.peak_memory)),

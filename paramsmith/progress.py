@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Progress = Callable[[int, int], None]  # (done, in all)
+
 
 @contextmanager
-def bar(enabled: bool = True, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+def bar(enabled: bool = True, unit: str = "bytes") -> Iterator[Progress]:
     """A callback `(done, in all)`, 0 in all where that is not known; draws only when stderr is a terminal."""
     if not (enabled and sys.stderr.isatty()):
         yield lambda done, total: None
@@ -23,3 +25,17 @@ def bar(enabled: bool = True, unit: str = "bytes") -> Iterator[Callable[[int, in
     with parts.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def then(progress: Progress | None, first: int, second: int) -> tuple[Progress | None, Progress | None]:
+    """Two callbacks, for two pieces of work of these sizes, that tell one as a whole."""
+    if progress is None or not first:
+        return None, progress
+
+    def ahead(done: int, total: int) -> None:
+        progress(done, first + second)
+
+    def after(done: int, total: int) -> None:
+        progress(first + done, first + total)
+
+    return ahead, after

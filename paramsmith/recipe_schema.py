@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from paramsmith.device import parse_bytes
 from paramsmith.dtypes import parse_dtype
 from paramsmith.errors import InvalidInput, printable
+from paramsmith.hub import Reference
 from paramsmith.located_yaml import Located, Problems
 from paramsmith.params import matches
 
@@ -80,14 +81,18 @@ def read_draft(root: Located, problems: Problems) -> Draft:
 def reference_problem(model: str) -> str | None:
     """What keeps a model reference from being opened, judged without opening it; None when nothing does.
 
-    A name holding `@` or `+` is a path when it exists as written, and mergekit's revision or LoRA otherwise.
+    A name holding `@` or `+` is a path when it exists as written, and a revision or mergekit's LoRA otherwise.
     """
     if os.path.exists(model):
         return None
     if "+" in model:
         return f'"{printable(model)}" does not exist; if it names a LoRA, merge that into its model first'
-    if "@" in model:
-        return f'"{printable(model)}" does not exist; revisions are not supported yet: download it, give the folder'
+    try:
+        known = Reference.parse(model) is not None
+    except InvalidInput as problem:
+        return problem.fact
+    if "@" in model and not known:
+        return f'"{printable(model)}" does not exist, and is no user/name@revision of the hub either'
     return None
 
 
@@ -234,15 +239,19 @@ class _Reader:
         for key, value in keys.items():
             if key == "override_architecture":
                 self.draft.warnings.append(f"line {value.line}: override_architecture has no effect")
-            elif key in ("lora", "revision") and value.value is not None:
-                self.problems.add(value.line, f"{key} is not supported yet: give a local folder that has it applied")
+            elif key == "lora" and value.value is not None:
+                self.problems.add(value.line, "lora is not supported yet: give a local folder that has it applied")
             elif key not in ("model", "path", "lora", "revision"):
                 self.problems.unknown(value.line, "key", key, ("model", "path"))
         inner = keys.get("model") or keys.get("path")
         if inner is None:
             self.problems.add(item.line, "a model reference needs `path:`")
             return ""
-        return self.reference(inner)
+        revision = keys.get("revision")
+        if revision is None or revision.value is None:
+            return self.reference(inner)
+        text = f"{self.text(inner, 'a model: a path')}@{self.text(revision, 'a revision')}"
+        return self.reference(replace(inner, value=text, text=text))
 
     def text(self, item: Located, expected: str) -> str:
         if isinstance(item.value, dict | list) or item.value is None or isinstance(item.value, bool):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +13,7 @@ from typing import Self
 from paramsmith.destination import Destination
 from paramsmith.disk import check_space, sync_data, sync_folder, write_at, write_error
 from paramsmith.errors import Failed, InvalidInput, printable
-from paramsmith.journal import Journal, Range, RangeSet, Replay, replay
+from paramsmith.journal import Completions, Journal, Range, RangeSet, Replay, replay, tensor_ranges
 from paramsmith.shards import INDEX_NAME, Layout
 
 _FRESH = os.O_CREAT | os.O_EXCL
@@ -44,19 +44,27 @@ class Writer:
 
     `key` identifies what is written. A run with the key and layout of an interrupted one goes on from there; any other
     starts over. Left without `publish`, the target stays as it was; staging stays only after a KeyboardInterrupt.
+    `on_file` is told of each weight file, once, when it is on the disk in full; what it raises is its own affair.
     """
 
-    journal_interval = (
-        0.2  # seconds of work that an interruption may cost; syncing on the way leaves little for the end
-    )
+    journal_interval = 0.2  # seconds of work that an interruption may cost; and little is left to sync at the end
 
-    def __init__(self, target: Path, layout: Layout, key: str, *, force: bool = False) -> None:
+    def __init__(
+        self,
+        target: Path,
+        layout: Layout,
+        key: str,
+        *,
+        force: bool = False,
+        on_file: Callable[[Path], None] | None = None,
+    ) -> None:
         self._place = Destination(Path(target), force=force)
         if self._place.single and len(layout.files) != 1:
             raise ValueError(f"{target} is a single file, the layout has {len(layout.files)}")
         self._layout = layout
         self._identity = {"journal": "paramsmith 1", "key": key, "layout": layout.digest}
-        self._spans = _spans(layout)
+        self._spans = tensor_ranges(layout)
+        self._on_file = on_file
         self._files: list[_OpenFile] = []
         self._before = RangeSet()
         self._added: set[str] = set()
@@ -207,7 +215,8 @@ class Writer:
                 raise write_error(error, file.path) from error
             write_at(file.fd, planned.header, 0, file.path)
             self._files.append(file)
-        self._journal = Journal(self._place.journal, self._identity, self._sync, before, self.journal_interval)
+        whole = Completions(self._layout, files, self._on_file)
+        self._journal = Journal(self._place.journal, self._identity, self._sync, before, self.journal_interval, whole)
 
     def _missing(self) -> int:
         """Bytes the disk must still find room for: a file's holes are not there yet."""
@@ -273,16 +282,6 @@ class Writer:
         if journal is not None:
             journal.stop(flush)
         self._files = []
-
-
-def _spans(layout: Layout) -> Mapping[str, Range]:
-    """Each tensor's file, first byte and the byte after its last, which is where the next tensor begins."""
-    spans: dict[str, Range] = {}
-    for number, file in enumerate(layout.files):
-        starts = [layout.where[name][1] for name in file.tensors]
-        for name, start, end in zip(file.tensors, starts, [*starts[1:], file.size], strict=True):
-            spans[name] = (number, start, end)
-    return spans
 
 
 def _remove_others(folder: Path, wanted: Collection[str]) -> None:

@@ -102,6 +102,11 @@ class Statistics:
             raise
 
     @property
+    def pinned(self) -> str | None:
+        """The reference of a file of the Hub, with the commit that is read."""
+        return self._file.pinned if isinstance(self._file, Checkpoint) else None
+
+    @property
     def tensors(self) -> dict[str, TensorInfo]:
         """The tensors, by name; those that share one are under one of their names."""
         return self._file.tensors

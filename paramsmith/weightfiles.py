@@ -19,7 +19,6 @@ _STEMS = ("model", "diffusion_pytorch_model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PACKED = ("qweight", "qzeros", "g_idx", "weight_packed", "quant_map", ".SCB")
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +117,7 @@ def _existing(text: str) -> Path:
         if os.path.islink(text) or not isinstance(error, FileNotFoundError):
             reason = getattr(error, "strerror", None) or str(error)
             raise InvalidInput(f"{printable(text, 2000)}: cannot be opened: {printable(reason.lower())}") from None
-        hint = "check the spelling; a model of the hub must be downloaded first"
-        if _HUB_ID.fullmatch(text.removeprefix("hf://")):
-            hint = f"if it is a model of the hub, download it first: hf download {text.removeprefix('hf://')}"
+        hint = "check the spelling; a model of the hub is user/name or hf://user/name"
         raise InvalidInput(f"{printable(text, 2000)}: does not exist", hint) from None
     return Path(text)
 

@@ -45,7 +45,7 @@ REGISTRY = re.compile(r"--(?:extra-)?index-url|--find-links|--trusted-host|file:
 URL_HOST = re.compile(r"\bhttps?://(?:[^\s/@]*@)?([\w.-]+)")
 PUBLIC = re.compile(
     r"(?:.*\.)?(?:arxiv\.org|openreview\.net|doi\.org|github\.com|huggingface\.co|hf\.co|apache\.org|pytorch\.org"
-    r"|python\.org|keepachangelog\.com|semver\.org|json-schema\.org|example(?:\.\w+)?|test|invalid)"
+    r"|python\.org|www\.w3\.org|keepachangelog\.com|semver\.org|json-schema\.org|example(?:\.\w+)?|test|invalid)"
     r"|git-lfs|localhost|127\.0\.0\.1"
 )
 

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from paramsmith.coefficients import Coefficients, uniform_over
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.merge.api import plan
-from paramsmith.merge.options import Progress
+from paramsmith.progress import Progress
 from paramsmith.recipe import Recipe, entries
 from paramsmith.resumable import Resumable
 

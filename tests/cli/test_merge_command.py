@@ -40,7 +40,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         plan(recipe, output, options)
         json_form = {"output": str(output)}
         return SimpleNamespace(
-            plan=told, seconds=2.0, path="eager", output=output, warnings=("careful",), to_json=lambda: json_form
+            plan=told,
+            seconds=2.0,
+            path="eager",
+            output=output,
+            warnings=("careful",),
+            to_json=lambda: json_form,
+            pushed=None,
         )
 
     for name, value in (("plan", plan), ("run", run), ("RunOptions", dict)):
@@ -72,7 +78,15 @@ def test_models_and_options(calls: Calls) -> None:
         "normalize": False,
     }
     assert calls.options.pop("progress") is not None
-    wanted = {"memory": "2GB", "device": "cpu", "compile": "never", "strict": False, "force": False}
+    wanted = {
+        "memory": "2GB",
+        "device": "cpu",
+        "compile": "never",
+        "strict": False,
+        "force": False,
+        "stream": False,
+        "push": None,
+    }
     assert calls.options == wanted
 
 
@@ -111,7 +125,7 @@ def test_dry_run_and_json(calls: Calls) -> None:
         (["a", "-o", "x", "--method", "slerp", "--density", "1"], 'method "slerp" has no parameter "density"'),
         (["a", "-o", "x", "--method", "tise"], "did you mean 'ties'?"),
         (["a", "-o", "x", "--weight", "1", "--weight", "2"], "--weight is given twice: 1 and 2"),
-        (["a@v1", "-o", "x"], "revisions are not supported yet"),
+        (["a@v1", "-o", "x"], "is no user/name@revision"),
         (["a", "-o", "x", "--dtype", "bfloat"], "bfloat"),
         (["a", "-o", "x", "--shard-size", "big"], "size"),
         (["r.yaml", "a", "-o", "x"], "r.yaml is a recipe"),

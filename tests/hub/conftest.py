@@ -1,4 +1,4 @@
-"""A loopback Hub for every test of this folder: its address and login in the environment, an empty cache, no waiting."""
+"""A loopback Hub for the tests of this folder: its address and login in the environment, an empty cache, no waiting."""
 
 from __future__ import annotations
 

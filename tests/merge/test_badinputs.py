@@ -131,7 +131,7 @@ def sound(out: Path, corpus: Corpus) -> None:
         assert opened.warnings == []
     with safe_open(out / "model.safetensors", framework="pt") as file:
         assert set(file.metadata() or {}) <= {"format"}
-    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "recipe.yaml"}
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "recipe.yaml", "merge.json"}
 
 
 def half(corpus: Corpus, name: str, out: Path) -> dict[str, torch.Tensor]:

@@ -156,7 +156,7 @@ def test_an_existing_output_is_kept_or_replaced_whole(here: Path) -> None:
     failed(merge("a", "b", "-o", "out"), 3, "out already exists")
     assert contents(here / "out") == before
     assert merge("a", "b", "-o", "out", "--force").code == 0
-    assert set(contents(here / "out")) == {"model.safetensors", "config.json", "recipe.yaml"}
+    assert set(contents(here / "out")) == {"model.safetensors", "config.json", "recipe.yaml", "merge.json"}
     assert leftovers(here) == []
 
 
@@ -374,7 +374,7 @@ def test_companions_come_from_the_base_or_the_first_model_and_code_does_not(here
     assert merge("b", "a", "--base", "base", "--method", "task_arithmetic", "-o", "based").code == 0
     for out, source in (("first", "b"), ("based", "base")):
         files = contents(here / out)
-        assert set(files) == {"model.safetensors", "config.json", "recipe.yaml", "tokenizer.json"}
+        assert set(files) == {"model.safetensors", "config.json", "recipe.yaml", "merge.json", "tokenizer.json"}
         assert files["tokenizer.json"] == source.encode()
         assert "auto_map" not in config_of(here / out)
 
@@ -414,4 +414,4 @@ def test_bare_files_are_merged_and_the_result_has_no_config(here: Path) -> None:
     for seed, name in enumerate("xy"):
         save_file(llama(seed), f"{name}.safetensors")
     assert merge("x.safetensors", "y.safetensors", "-o", "out").code == 0
-    assert set(contents(here / "out")) == {"model.safetensors", "recipe.yaml"}
+    assert set(contents(here / "out")) == {"model.safetensors", "recipe.yaml", "merge.json"}

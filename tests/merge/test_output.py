@@ -132,7 +132,7 @@ def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
     finally:
         os.umask(before)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "out").iterdir()}
-    assert set(modes) == {"model.safetensors", "config.json", "recipe.yaml", "tokenizer.json"}
+    assert set(modes) == {"model.safetensors", "config.json", "recipe.yaml", "merge.json", "tokenizer.json"}
     assert set(modes.values()) == {0o666 & ~mask}
     assert stat.S_IMODE((tmp_path / "one.safetensors").stat().st_mode) == 0o666 & ~mask
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~mask
@@ -146,7 +146,8 @@ def test_the_hubs_cache(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     (cache / "blobs").mkdir()
     merge_files([a], tmp_path / "shards", method="passthrough", shard_size="3kB", compile="never")
-    (tmp_path / "shards" / "recipe.yaml").unlink()
+    for ours in ("recipe.yaml", "merge.json"):
+        (tmp_path / "shards" / ours).unlink()
     (tmp_path / "shards" / "tokenizer.json").write_text("{}")
     for number, path in enumerate(sorted((tmp_path / "shards").iterdir())):
         path.rename(cache / "blobs" / f"{number:064x}")
@@ -155,7 +156,8 @@ def test_the_hubs_cache(tmp_path: Path) -> None:
     merge_files([a, b], tmp_path / "plain", compile="never")
     found, plain = contents(tmp_path / "out"), contents(tmp_path / "plain")
     assert found.pop("tokenizer.json") == b"{}"
-    del found["recipe.yaml"], plain["recipe.yaml"]
+    for ours in ("recipe.yaml", "merge.json"):  # these name the inputs
+        del found[ours], plain[ours]
     assert found == plain
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 

@@ -175,8 +175,8 @@ def test_an_index_of_the_single_file_itself_is_no_contradiction(tmp_path):
 @pytest.mark.parametrize(
     ("path", "fact", "hint"),
     [
-        ("user/repo", "user/repo: does not exist", "download"),
-        ("hf://user/repo@main", "hf://user/repo@main: does not exist", "download"),
+        ("user/repo.safetensors", "user/repo.safetensors: does not exist", "hf://"),
+        ("hf://user/../repo", "hf://user/../repo: names nothing on the hub", "hf://user/repo"),
         ("no such\x1b folder", r"no such\x1b folder: does not exist", "spelling"),
         ("a\0b", "cannot be opened", ""),
         ("x" * 5000, "cannot be opened", ""),

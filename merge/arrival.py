@@ -1,0 +1,72 @@
+"""Inputs that are on the Hub: how much of them a job needs, and having it here before the work begins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from paramsmith.checkpoint import Checkpoint
+from paramsmith.disk import check_space
+from paramsmith.hub import cache_folder
+from paramsmith.progress import Progress, then
+
+from .job import Job
+from .options import RunOptions
+
+
+def to_download(job: Job) -> int:
+    """Bytes of weights that are not on this machine yet and that the job reads."""
+    return sum(model.missing(names) for model, names in _needed(job))
+
+
+def bring(job: Job, options: RunOptions, output: Path) -> None:
+    """Have the weights on this machine, whole files of the Hub's cache; with `stream`, prepare for not keeping them.
+
+    Refused when the disk has no room for them. Called once everything else has been found right.
+    """
+    needed, home = _needed(job), output.resolve().parent
+    if options.stream:
+        check_space(home, sum(model.stream(names, home) for model, names in needed))
+    else:
+        _fetch(job, needed, options.progress)
+    if isinstance(job.reference, Checkpoint):
+        job.reference.fetch_companions()
+
+
+def after(job: Job, options: RunOptions, downloaded: int) -> Progress | None:
+    """The callback of a merge that comes after its downloads."""
+    return options.progress if options.stream else then(options.progress, downloaded, 0)[1]
+
+
+def _fetch(job: Job, needed: list[tuple[Checkpoint, list[str]]], progress: Progress | None) -> None:
+    missing = [model.missing(names) for model, names in needed]
+    if not any(missing):
+        progress = None
+    else:
+        _check_room(sum(missing))
+    done = 0
+    for (model, names), nbytes in zip(needed, missing, strict=True):
+        ahead, _ = then(progress, sum(missing), 0)
+        model.fetch(names, _shifted(ahead, done))
+        done += nbytes
+
+
+def _shifted(progress: Progress | None, before: int) -> Progress | None:
+    return progress and (lambda done, total: progress(before + done, total))
+
+
+def _check_room(nbytes: int) -> None:
+    cache = cache_folder()
+    while not os.path.isdir(cache):
+        cache = cache.parent
+    check_space(cache, nbytes)
+
+
+def _needed(job: Job) -> list[tuple[Checkpoint, list[str]]]:
+    """Every model of the Hub, and the names of the tensors that are read of it, in order."""
+    names: dict[int, tuple[Checkpoint, list[str]]] = {}
+    for task in job.tasks:
+        for part in (*task.sources, *task.grams):
+            if isinstance(part.model, Checkpoint) and part.model.snapshot is not None:
+                names.setdefault(id(part.model), (part.model, []))[1].append(part.name)
+    return list(names.values())

@@ -1,0 +1,77 @@
+"""A merge that goes to the Hub: each file is on its way as soon as it is written, and one commit ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paramsmith.checkpoint import Checkpoint
+from paramsmith.errors import InvalidInput, ParamsmithError, printable
+from paramsmith.lineage import NAME, README, RECIPE, lineage_of
+from paramsmith.progress import Progress
+from paramsmith.upload import Pushed, Upload, files_of
+
+from .cardtext import published_recipe
+from .describe import check_licences, describe, ours
+from .recording import completed
+
+if TYPE_CHECKING:
+    from .job import Job
+    from .options import Push
+
+
+class Publication:
+    """The upload of one merge while it is made."""
+
+    def __init__(self, upload: Upload, push: Push) -> None:
+        self._upload, self._push = upload, push
+        self._sent: set[str] = set()
+
+    def file(self, path: Path) -> None:
+        """A weight file is complete."""
+        self._sent.add(path.name)
+        self._upload.add(path.name, path)
+
+    def finish(self, folder: Path) -> Pushed:
+        """Write the card into the merged folder, send what is left, commit. The folder stays, whatever happens."""
+        try:
+            self._upload.check()
+            for name, source in to_publish(folder, self._push.target.repo, self._push.licence).items():
+                if name not in self._sent:
+                    self._upload.add(name, source)
+            return self._upload.commit(f"Upload {folder.resolve().name} with paramsmith")
+        except ParamsmithError as problem:
+            again = f"the merge is in {printable(folder)}; paramsmith push sends it again"
+            problem.hint = f"{problem.hint}; {again}" if problem.hint else again
+            raise
+
+
+def to_publish(
+    folder: Path, repo: str, licence: str | None = None, progress: Progress | None = None
+) -> dict[str, Path | bytes]:
+    """What is pushed of a merged folder, by name: its files, with lineage, card and a recipe that names no local path.
+
+    A card of somebody's own stays as it is. Raises what `describe` does; InvalidInput for a licence beside such a card.
+    """
+    files: dict[str, Path | bytes] = {**files_of(folder)}
+    card = folder / README
+    if README not in files or ours(card):
+        return {**files, **describe(folder, licence=licence, repo=repo, progress=progress).files}
+    if licence is not None:
+        fact = f"{printable(card, 400)}: was written or edited by somebody, and says the licence itself"
+        raise InvalidInput(fact, "leave --license out, or set license: in the file")
+    lineage, _ = completed(lineage_of(folder), folder, progress)
+    return {**files, NAME: lineage.to_bytes(), RECIPE: published_recipe(lineage).encode()}
+
+
+@contextmanager
+def publication(push: Push, job: Job, output: Path) -> Iterator[Publication]:
+    """The publication of a merge that is about to run, once its licence and its target were found right."""
+    if output.suffix == ".safetensors":
+        raise InvalidInput(f"{printable(output)}: a single file has no card", "to push, name a folder: -o OUT")
+    inputs = [*([job.base] if job.base else []), *job.models]
+    check_licences([each for each in inputs if isinstance(each, Checkpoint)], push.licence)
+    with Upload(push.target, fresh=True) as upload:
+        yield Publication(upload, push)

@@ -1,0 +1,125 @@
+"""Whether the files of a merge, in a folder or on the Hub, are those that its merge.json tells of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from paramsmith.errors import InvalidInput, printable
+from paramsmith.hashing import sha256_of
+from paramsmith.hub import Reference, Snapshot, snapshot
+from paramsmith.hubcache import has_size
+from paramsmith.inputs import place
+from paramsmith.lineage import DESCRIPTIVE, MAX_BYTES, NAME, RECIPE, Lineage, lineage_of, paired, read_lineage
+from paramsmith.progress import Progress
+from paramsmith.recipe import load_recipe
+
+Status = Literal["ok", "differs", "missing", "extra"]
+# What a loader may take for the model, or run: no harmless addition to it.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_LOADED = (*PICKLES, ".safetensors", ".json", ".py", ".so", ".gguf", ".h5", ".msgpack", ".onnx")
+_MOST_RECIPE = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One file, held against the lineage."""
+
+    name: str
+    status: Status
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the result is not what was described; a text that lies beside it does no harm."""
+        return self.status != "ok" and (self.status != "extra" or self.name.lower().endswith(_LOADED))
+
+
+def verify_folder(folder: Path, progress: Progress | None = None) -> list[Checked]:
+    """Hash every file of a merged folder. InvalidInput when merge.json is absent, unreadable or without hashes."""
+    lineage = lineage_of(folder)
+    wanted = _hashes(lineage, place(folder), f"paramsmith card {printable(folder)}")
+    present = {name: folder / name for name in files_in(folder)}
+    right = {n: p for n, p in present.items() if n in wanted and has_size(p, lineage.outputs[n].size)}
+    hashed = sha256_of(right.values(), progress)
+    found = {name: hashed[right[name]] if name in right else "" for name in present if name in wanted}
+    recipe = folder / RECIPE
+    return _compared(wanted, found, present, _recipe_status(recipe if recipe.exists() else None, lineage))
+
+
+def verify_repository(reference: Reference, *, read: bool = False, progress: Progress | None = None) -> list[Checked]:
+    """Hold what a repository lists against its merge.json; with `read`, fetch and hash the large files as well.
+
+    Files that the listing has no sha256 of are small, and always fetched.
+    """
+    from paramsmith.download import fetch
+
+    held = snapshot(reference)
+    lineage = remote_lineage(held)
+    wanted = _hashes(lineage, str(held), "the files were pushed without: paramsmith card, then push again")
+    listed = {name: file for name, file in held.files.items() if name in wanted}
+    same = {name: file for name, file in listed.items() if file.size == lineage.outputs[name].size}
+    found = {name: same[name].sha256 or "" if name in same else "" for name in listed}
+    unread = [n for n, file in same.items() if file.sha256 is None or (read and file.sha256 == wanted[n])]
+    here = fetch(held, unread, progress)
+    hashed = sha256_of(here.values())
+    found.update({name: hashed[path] for name, path in here.items()})
+    recipe = held.files.get(RECIPE)
+    small = recipe is not None and recipe.size <= _MOST_RECIPE
+    return _compared(
+        wanted, found, held.files, _recipe_status(fetch(held, [RECIPE])[RECIPE] if small else None, lineage)
+    )
+
+
+def remote_lineage(held: Snapshot) -> Lineage:
+    """The merge.json of a repository. InvalidInput where there is none, or one that no merge writes."""
+    from paramsmith.download import fetch
+
+    file = held.files.get(NAME)
+    if file is None:
+        raise InvalidInput(f"{held}: holds no merge.json", "only what paramsmith push has sent can be checked")
+    if file.size > MAX_BYTES:
+        raise InvalidInput(f"{held}: merge.json is {file.size:,} bytes long; at most {MAX_BYTES:,} are read")
+    return read_lineage(fetch(held, [NAME])[NAME], f"{held}: {NAME}")
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    """The files of a folder and its subfolders that are part of the result, by name; hidden ones are not."""
+    for home, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            inner = (Path(home) / name).relative_to(folder).as_posix()
+            if not name.startswith(".") and inner not in DESCRIPTIVE:
+                yield inner
+
+
+def _hashes(lineage: Lineage, where: str, hint: str) -> dict[str, str]:
+    known = {name: file.sha256 for name, file in lineage.outputs.items() if file.sha256}
+    if not known or len(known) < len(lineage.outputs):
+        lacking = next((name for name in lineage.outputs if name not in known), "any file")
+        raise InvalidInput(f"{where}: merge.json has no hash of {printable(lacking)}", hint)
+    return known
+
+
+def _compared(
+    wanted: Mapping[str, str], found: Mapping[str, str], present: Collection[str], recipe: Checked
+) -> list[Checked]:
+    listed = []
+    for name, sha256 in wanted.items():
+        status: Status = "missing" if name not in present else "ok" if found[name] == sha256 else "differs"
+        listed.append(Checked(name, status))
+    extra = sorted(n for n in present if n not in wanted and n not in DESCRIPTIVE and not n.startswith("."))
+    return [*listed, recipe, *(Checked(name, "extra") for name in extra)]
+
+
+def _recipe_status(path: Path | None, lineage: Lineage) -> Checked:
+    """recipe.yaml is right when it says what merge.json does, by whatever names."""
+    if path is None:
+        return Checked(RECIPE, "missing")
+    try:
+        paired(load_recipe(path), lineage, RECIPE)
+    except InvalidInput:
+        return Checked(RECIPE, "differs")
+    return Checked(RECIPE, "ok")
