@@ -47,6 +47,7 @@ class Partial:
 
         A file with another hash than the Hub lists is thrown away and comes once more; Failed when that is wrong, too.
         """
+        found = ""
         with self._opened() as fd:
             for _ in range(2):
                 found = self._grow(fd, source, tell, pause)

@@ -50,6 +50,12 @@ def merge(*words: object) -> Done:
     return Done(done.exit_code, done.stdout, done.stderr)
 
 
+def command_line(*words: object) -> Done:
+    """`paramsmith` in this process."""
+    done = CliRunner().invoke(cli, list(map(str, words)))
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
 def start(*words: object, before: str = "", **options: object) -> subprocess.Popen[str]:
     """`paramsmith` in a process of its own; `before` is code that it runs first."""
     command = [sys.executable, "-c", f"{PEAK}\n{before}\n{START}", *map(str, words)]
