@@ -51,13 +51,13 @@ def command(
 
     target = Target(repository, revision, private, create_pr, force)
     target.check()
-    files = _with_card(output, licence)
+    files = _with_card(output, repository, licence)
     with bar(not quiet) as progress:
         pushed = push_files(files, target, f"Upload {printable(output.resolve().name)} with paramsmith", progress)
     _show(pushed, quiet)
 
 
-def _with_card(output: Path, licence: str | None) -> dict[str, Path | bytes]:
+def _with_card(output: Path, repository: str, licence: str | None) -> dict[str, Path | bytes]:
     """What is pushed, by name; a card is written where there is none and it is known what to say."""
     from paramsmith.upload import files_of
 
@@ -68,17 +68,17 @@ def _with_card(output: Path, licence: str | None) -> dict[str, Path | bytes]:
 
         return {**files, CARD: described_file(output, licence=licence)}
     files.update(files_of(output))
-    if CARD in files:
-        if licence is not None:
-            fact = f"{printable(output / CARD, 400)}: is there already, and says the licence itself"
-            raise InvalidInput(fact, "leave --license out, or set license: in the file")
-        return files
-    if RECIPE not in files:
+    if RECIPE in files:
+        from paramsmith.merge.publishing import to_publish
+
+        return to_publish(output, repository, licence)
+    if CARD not in files:
         fact = f"{printable(output, 400)}: has no {CARD}, and no {RECIPE} to write one from"
         raise InvalidInput(fact, f"write a {CARD} that says what this is")
-    from paramsmith.merge.describe import described
-
-    return {**files, **described(output, licence=licence)}
+    if licence is not None:
+        fact = f"{printable(output / CARD, 400)}: is there already, and says the licence itself"
+        raise InvalidInput(fact, "leave --license out, or set license: in the file")
+    return files
 
 
 def _loose(path: Path) -> Path:

@@ -64,6 +64,9 @@ def _check_room(nbytes: int) -> None:
 
 def _needed(job: Job) -> list[tuple[Checkpoint, list[str]]]:
     """Every model of the Hub, and the names of the tensors that are read of it, in order."""
+    everyone = (*job.models, *([job.base] if job.base else []))
+    if not any(isinstance(model, Checkpoint) and model.snapshot for model in everyone):
+        return []
     names: dict[int, tuple[Checkpoint, list[str]]] = {}
     for task in job.tasks:
         for part in (*task.sources, *task.grams):

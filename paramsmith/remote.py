@@ -34,7 +34,7 @@ class RemoteFolder:
         """Ask what the repository holds, and lay out the folder. InvalidInput or Failed says why not."""
         self.snapshot: Snapshot = snapshot(reference)
         self.reference = reference.at(self.snapshot.commit)
-        remember_revision(reference, self.snapshot)
+        self._asked = reference
         single = reference.path in self.snapshot.files
         self._prefix = reference.path.rpartition("/")[0] if single else reference.path.rstrip("/")
         self._names = self._inside(self._prefix)
@@ -52,7 +52,7 @@ class RemoteFolder:
     def open(self, path: Path) -> HubFile:
         """A weight file of the folder, after `read_heads`. InvalidInput for a bad header."""
         name = self._remote(path)
-        return HubFile(path, self.snapshot.files[name].sha256, lambda: fetch(self.snapshot, [name])[name])
+        return HubFile(path, self.snapshot.files[name].sha256, lambda: self._bring([name], None)[name])
 
     def read_heads(self, paths: Sequence[Path]) -> None:
         """Read the headers of these files, which they need to be opened; several at a time."""
@@ -66,7 +66,7 @@ class RemoteFolder:
 
     def fetch(self, paths: Sequence[Path], progress: Progress | None = None) -> None:
         """Have these files in the cache."""
-        fetch(self.snapshot, [self._remote(path) for path in paths], progress)
+        self._bring([self._remote(path) for path in paths], progress)
 
     def fetch_beside(self, names: Sequence[str]) -> None:
         """Have the content of these other files, named as in the folder, in the folder."""
@@ -111,6 +111,12 @@ class RemoteFolder:
             fact = f"{self.snapshot}: an index of more than {_MOST_SMALL:,} bytes"
             raise InvalidInput(fact, "do not trust this model")
         self.fetch_beside(small)
+
+    def _bring(self, names: Sequence[str], progress: Progress | None) -> dict[str, Path]:
+        found = fetch(self.snapshot, names, progress)
+        # only now: without the Hub the revision shall mean a commit of which the weights are here
+        remember_revision(self._asked, self.snapshot)
+        return found
 
     def _link(self, path: Path, content: Path) -> None:
         if not path.is_symlink():

@@ -24,7 +24,8 @@ from paramsmith.recipe import parse_recipe
 from tests import docs
 
 ROOT = docs.ROOT
-PAGES = [*docs.MANUALS, ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", ROOT / "hypernet" / "README.md"]
+PAGES = [*docs.MANUALS, ROOT / "merge" / "HUB.md"]
+PAGES += [ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", ROOT / "hypernet" / "README.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -156,7 +157,7 @@ def save_model(folder: Path, seed: int) -> None:
     start, own = (torch.Generator().manual_seed(s) for s in (0, seed))
     first = {name: torch.randn(shape, generator=start) for name, shape in shapes.items()}
     tuned = {name: x + (0.1 * torch.randn(x.shape, generator=own) if seed else 0) for name, x in first.items()}
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file({name: x.bfloat16() for name, x in tuned.items()}, folder / "model.safetensors", {"format": "pt"})
     config = {
         "model_type": "llama",

@@ -363,6 +363,7 @@ class XetLocal:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a reply is two writes; the second would wait for the client's acknowledgement
     server_version = "hubstub/1"
     stub: HubStub
     origin = "hub"
