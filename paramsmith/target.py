@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from paramsmith.errors import InvalidInput, Refused, printable
+from paramsmith.errors import Failed, InvalidInput, ParamsmithError, Refused, printable
 from paramsmith.hub import Snapshot, ask, listed, offline, status_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _PART = r"[A-Za-z0-9_](?:[\w.-]{0,94}\w)?"
 _REPO = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 _BRANCH = re.compile(r"(?!-|.*(?:\.\.|//|\.lock$|[./]$))[\w][\w./-]{0,200}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
 _LAST_REQUESTS = 10  # pull requests that are looked at, newest first
 
 
@@ -110,6 +111,21 @@ def check_card(api: HfApi, target: Target, data: bytes) -> None:
         hf_raise_for_status(answer)
 
     ask(f"{target}: README.md", validated)
+
+
+def xet_failure(what: str, problem: ConnectionError) -> ParamsmithError:
+    """The one exception of the Xet library as a sentence. It has tried again by itself, for up to two minutes."""
+    found = _XET_STATUS.search(str(problem))
+    match found and found[1]:
+        case "401" | "403":
+            return InvalidInput(f"{printable(what)}: the login may not do this", "check: hf auth whoami")
+        case "404":
+            return Failed(f"{printable(what)}: the hub has no xet storage", "HF_HUB_DISABLE_XET=1 does without it")
+        case None:
+            fact = f"{printable(what)}: the storage of the hub cannot be reached"
+            return Failed(fact, "check the connection; what is done is kept")
+        case status:
+            return Failed(f"{printable(what)}: the storage of the hub answered {status}", "try again later")
 
 
 def _info(api: HfApi, repo: str, revision: str | None = None) -> ModelInfo | None:

@@ -22,7 +22,7 @@ from paramsmith.errors import Failed, InvalidInput, ParamsmithError, Refused, pr
 from paramsmith.hub import ask, in_passing, listed, session, status_of
 from paramsmith.outgoing import ITS_OWN, Outgoing, Wanted, files_of
 from paramsmith.progress import Progress
-from paramsmith.target import Target, check_card, head, open_requests, prepare
+from paramsmith.target import Target, check_card, head, open_requests, prepare, xet_failure
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -183,6 +183,8 @@ class Upload:
             )
         except RuntimeError as error:  # how the client wraps what happened to one file
             raise error.__cause__ or error from None
+        except ConnectionError as error:
+            raise xet_failure(what, error) from None
         except ValueError as error:
             if isinstance(error, JSONDecodeError):
                 raise ConnectionError from None

@@ -36,8 +36,7 @@ each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client waits seconds between its own attempts, and the network milliseconds for small answers."""
-    monkeypatch.setattr(Handler, "disable_nagle_algorithm", True)
+    """The client waits seconds between its own attempts."""
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
@@ -257,9 +256,26 @@ def test_force_replaces_the_model_and_keeps_the_rest(hub: HubStub, tmp_path: Pat
         (("PUT", "/lfs/", 403), InvalidInput, "may not do this"),
     ],
 )
-def test_refusals(hub: HubStub, tmp_path: Path, fault: tuple[str, str, int], kind: type, told: str) -> None:
+def test_refusals(
+    hub: HubStub, tmp_path: Path, fault: tuple[str, str, int], kind: type[ParamsmithError], told: str
+) -> None:
     hub.fault(fault[0], fault[1], status=fault[2], times=FOR_EVER)
     with pytest.raises(kind, match=told) as caught:
+        push(model(tmp_path / "out"))
+    assert_clean(hub, caught.value)
+    assert commits(hub) == 0
+
+
+@pytest.mark.parametrize("transport", ["xet"])
+@pytest.mark.parametrize(
+    ("status", "kind", "told"),
+    [(403, InvalidInput, "the login may not do this"), (404, Failed, "no xet storage"), (400, Failed, "answered 400")],
+)
+def test_refusals_of_xet(
+    hub: HubStub, tmp_path: Path, transport: str, status: int, kind: type[ParamsmithError], told: str
+) -> None:
+    hub.fault("GET", "xet-write-token", status=status, times=FOR_EVER)
+    with pytest.raises(kind, match=rf"model\.safetensors: .*{told}") as caught:
         push(model(tmp_path / "out"))
     assert_clean(hub, caught.value)
     assert commits(hub) == 0
@@ -336,12 +352,26 @@ PLACES = [
     ("POST", "/commit/", "basic"),
     ("POST", "/commit/", "xet"),
 ]
+ENDLESS: list[tuple[str, str, str, dict[str, object]]] = [
+    *((*place, {"status": 503}) for place in PLACES if place[1] != "objects/verify"),
+    *((*place, {"drop": True}) for place in PLACES if place[1] in ("whoami", "preupload", "/lfs/", "/commit/")),
+]
 PASSING: dict[str, dict[str, object]] = {
     "503 twice": {"status": 503, "times": 2},
     "429": {"status": 429, "headers": {"Retry-After": "0"}},
     "dropped": {"drop": True},
-    "not for us": {"status": 502, "body": "<html>", "times": 2, "headers": {"Content-Type": "text/html"}},
+    "not the Hub's": {"status": 502, "body": "<html>", "times": 2, "headers": {"Content-Type": "text/html"}},
+    "503 at the second": {"status": 503, "skip": 1},
 }
+MANY = ("validate-yaml", "preupload", "/lfs/", "/tree/", "/commit/")  # asked for more than once, or by more than one
+
+
+def happens(fault: str, path: str, transport: str) -> bool:
+    """Every kind of fault at the requests that are made in a way of their own; two kinds at all others."""
+    return fault in ("503 twice", "dropped") or (path in MANY and transport == "basic")
+
+
+IN_PASSING = [(*place, fault) for place in PLACES for fault in PASSING if happens(fault, place[1], place[2])]
 
 
 @pytest.fixture
@@ -352,10 +382,17 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_pauses")
-@pytest.mark.parametrize("fault", [*PASSING, "503 at the second"])
-@pytest.mark.parametrize(("method", "path", "transport"), PLACES, ids=lambda value: str(value).strip("/$"))
-def test_failures_in_passing(hub: HubStub, tmp_path: Path, method: str, path: str, transport: str, fault: str) -> None:
-    hub.fault(method, path, **PASSING.get(fault, {"status": 503, "skip": 1}))  # type: ignore[arg-type]
+@pytest.mark.parametrize(("method", "path", "transport", "fault"), IN_PASSING, ids=lambda value: value.strip("/$"))
+def test_failures_in_passing(
+    hub: HubStub,
+    tmp_path: Path,
+    method: str,
+    path: str,
+    transport: str,
+    fault: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    hub.fault(method, path, **PASSING[fault])  # type: ignore[arg-type]
     folder = model(tmp_path / "out", 2)
     target = {"revision": "v2"} if path in ("/revision/", "/branch/", "/commits/") else {}
     pushed = push(folder, **target)
@@ -364,6 +401,7 @@ def test_failures_in_passing(hub: HubStub, tmp_path: Path, method: str, path: st
     assert stored(hub, revision=pushed.commit) == listing(folder)
     assert commits(hub) == 1
     assert not pushed.unchanged
+    assert capfd.readouterr() == ("", "")  # the client would tell of its attempts, with signed addresses
 
 
 @pytest.mark.parametrize("transport", ["xet"])
@@ -416,12 +454,7 @@ def test_one_pull_request(hub: HubStub, tmp_path: Path, how: dict[str, object]) 
 
 
 @pytest.mark.usefixtures("short_pauses")
-@pytest.mark.parametrize("how", [{"status": 503}, {"drop": True}])
-@pytest.mark.parametrize(
-    ("method", "path", "transport"),
-    [p for p in PLACES if p[1] != "objects/verify"],
-    ids=lambda value: str(value).strip("/$"),
-)
+@pytest.mark.parametrize(("method", "path", "transport", "how"), ENDLESS, ids=lambda value: str(value).strip("/$"))
 def test_failures_for_ever(
     hub: HubStub, tmp_path: Path, method: str, path: str, transport: str, how: dict[str, object]
 ) -> None:
@@ -504,11 +537,21 @@ def test_too_large_for_the_hub(hub: HubStub, tmp_path: Path) -> None:
 
 
 @each_transport
-def test_target_that_ignores_files(hub: HubStub, tmp_path: Path, transport: str) -> None:
-    publish(hub, REPO, {".gitignore": b"*.json\n*.safetensors\n"})
+def test_target_that_ignores_files(
+    hub: HubStub, tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub takes the list of the repository where a push brings none, and the client leaves out what it names."""
+    ignored, original = "*.json\n*.safetensors\n", Handler._json
+
+    def of_the_repository(self: Handler) -> dict[str, object]:
+        body: dict[str, object] = original(self)
+        return {"gitIgnore": ignored, **body} if "/preupload/" in self.p else body
+
+    monkeypatch.setattr(Handler, "_json", of_the_repository)
+    publish(hub, REPO, {".gitignore": ignored.encode()})
     folder = model(tmp_path / "out")
     push(folder, force=True)
-    assert stored(hub) == {**listing(folder), ".gitignore": b"*.json\n*.safetensors\n"}
+    assert stored(hub) == {**listing(folder), ".gitignore": ignored.encode()}
 
 
 # --- interruptions
@@ -582,10 +625,15 @@ def test_large_files_by_path(hub: HubStub, tmp_path: Path, monkeypatch: pytest.M
 
 def test_leaving_early_commits_nothing(hub: HubStub, tmp_path: Path) -> None:
     folder = model(tmp_path / "out", 3)
-    with pytest.raises(KeyboardInterrupt) as caught, Upload(Target(REPO)) as upload:
-        for name, path in files_of(folder).items():
-            upload.add(name, path)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with Upload(Target(REPO)) as upload:
+            for name, path in files_of(folder).items():
+                upload.add(name, path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted()
     assert "the same command goes on" in caught.value.__notes__[0]
     assert commits(hub) == 0
     push(folder)
