@@ -43,13 +43,13 @@ def command(
 
     \b
     paramsmith push OUT user/name                      the folder of a model, or of a merge
-    paramsmith push fisher.safetensors user/name       statistics; or learned coefficients, a .json file
+    paramsmith push fisher.safetensors user/name       statistics, or learned coefficients (.json), beside what is there
     Log in first: hf auth login. The same command again sends only what is missing.
     """
     from paramsmith.progress import bar
     from paramsmith.upload import Target, push_files
 
-    target = Target(repository, revision, private, create_pr, force)
+    target = Target(repository, revision, private, create_pr, force, beside=not output.is_dir())
     target.check()
     files = _with_card(output, repository, licence)
     with bar(not quiet) as progress:

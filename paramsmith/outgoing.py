@@ -155,10 +155,13 @@ class Wanted:
     files: Mapping[str, Outgoing]
     head: Snapshot
     alone: bool
+    beside: bool = False
 
     @cached_property
     def stale(self) -> frozenset[str]:
         """Weights and indexes of the old head that are not pushed: they go, so that no two models mix."""
+        if self.beside:
+            return frozenset()
         return frozenset(name for name in self.head.files.keys() - self.files if name.endswith((WEIGHTS, INDEX)))
 
     def is_at(self, there: Snapshot) -> bool:

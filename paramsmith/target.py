@@ -29,7 +29,8 @@ class Target:
     """Where a push goes: a repository of models, a branch of it (None: main), and how it is treated.
 
     `private` is for a repository that has to be made; a public one is refused with it. With `force` what is there may
-    be replaced; so it may in a pull request, `create_pr`, which replaces nothing by itself.
+    be replaced; so it may in a pull request, `create_pr`, which replaces nothing by itself. `beside`: what is there
+    stays, its card too, and only a file of the same name can be in the way.
     """
 
     repo: str
@@ -37,6 +38,7 @@ class Target:
     private: bool = False
     create_pr: bool = False
     force: bool = False
+    beside: bool = False
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo

@@ -68,7 +68,7 @@ class Upload:
     def __enter__(self) -> Self:
         self._api = session()
         self._head = prepare(self._api, self._target)
-        replacing = self._target.force or self._target.create_pr
+        replacing = self._target.force or self._target.create_pr or self._target.beside
         self._comparing = not replacing and bool(self._head.files.keys() - {ITS_OWN})
         if self._comparing and self._fresh:
             raise self._occupied("")
@@ -96,6 +96,8 @@ class Upload:
             if name in self._files:
                 raise ValueError(f"{name} is added twice")
             file = Outgoing(name, source)
+            if self._target.beside and name in self._head.files and self._stays(file):
+                return
             if self._comparing and name not in self._head.files:
                 raise self._occupied(f"; {printable(name)} is not among them")
             if hold:
@@ -105,6 +107,12 @@ class Upload:
             raise
         self._files[name] = file
         self._queue.put(file)
+
+    def _stays(self, file: Outgoing) -> bool:
+        """Whether the target's own file is kept: a card is. Refused for another that differs, unless forced."""
+        if file.name != CARD and not self._target.force and not file.matches(self._head.files[file.name]):
+            raise Refused(f"{self._target}: {printable(file.name)} is another there", "--force replaces this file")
+        return file.name == CARD
 
     def check(self) -> None:
         """Raise what the background ran into."""
@@ -116,7 +124,7 @@ class Upload:
         self._queue.put(None)
         self._thread.join()
         self.check()
-        wanted = Wanted(self._files, self._head, alone=self._comparing)
+        wanted = Wanted(self._files, self._head, alone=self._comparing, beside=self._target.beside)
         found = self._found_already(wanted)
         if found is None and self._comparing:
             raise self._occupied("")

@@ -117,6 +117,19 @@ def test_one_file(hub: HubStub, tmp_path: Path, written: list[tuple[str, str | N
     assert stored(hub) == {name: b"measured", "README.md": CARD}
 
 
+def test_one_file_goes_beside_a_model(hub: HubStub, tmp_path: Path, written: list[tuple[str, str | None]]) -> None:
+    """The model and its card stay, forced or not; another file of the same name is kept unless forced."""
+    invoke(model(tmp_path / "out"), REPO)
+    file = tmp_path / "fisher.safetensors"
+    for content, words, code in ((b"one", (), 0), (b"one", (), 0), (b"two", (), 3), (b"two", ("--force",), 0)):
+        file.write_bytes(content)
+        done = invoke(file, REPO, *words)
+        assert done.exit_code == code, done.output
+        kept = b"one" if code else content
+        assert stored(hub) == {**listing(tmp_path / "out"), file.name: kept}
+    assert len(hub.store.repos[f"model/{REPO}"]["commits"]) == 4  # the first, the model, and the file twice
+
+
 def test_what_is_not_pushed(hub: HubStub, tmp_path: Path, written: list[tuple[str, str | None]]) -> None:
     out = model(tmp_path / "out", card=False)
     (tmp_path / "notes.txt").write_text("x")

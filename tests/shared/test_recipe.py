@@ -80,7 +80,7 @@ def test_all_mistakes_at_once_with_lines_and_nearest() -> None:
         ("method: linear\nmodels: [a@v1]", "is no user/name@revision"),
         ("method: linear\nmodels: [a+lora]", "LoRA"),
         ("method: linear\nmodels: [{modle: a}]", 'did you mean "model"'),
-        ("method: linear\nmodels: [{model: {path: a, revision: x}}]", "\"a@x\" does not exist"),
+        ("method: linear\nmodels: [{model: {path: a, revision: x}}]", '"a@x" does not exist'),
         ("method: linear\nmodels: [a]\nmodules: {}", "modules is not supported yet"),
         ("method: linear\nmodels: [a]\nchat_template: auto", "chat_template is not supported yet"),
         ("method: linear\nmodels: [a]\ntokenizer_source: union", "only base is"),
