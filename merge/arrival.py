@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from paramsmith.checkpoint import Checkpoint
+from paramsmith.destination import Destination
 from paramsmith.disk import check_space
 from paramsmith.hub import cache_folder
 from paramsmith.progress import Progress, then
@@ -24,8 +26,12 @@ def bring(job: Job, options: RunOptions, output: Path) -> None:
 
     Refused when the disk has no room for them. Called once everything else has been found right.
     """
-    needed, home = _needed(job), output.resolve().parent
+    needed = _needed(job)
     if options.stream:
+        # in the staging folder, so that what a killed run leaves is found and removed
+        home = Destination(output, force=False).staging / "streamed"
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
         check_space(home, sum(model.stream(names, home) for model, names in needed))
     else:
         _fetch(job, needed, options.progress)

@@ -42,8 +42,11 @@ class Publication:
                 if name not in self._sent:
                     self._upload.add(name, source)
             return self._upload.commit(f"Upload {folder.resolve().name} with paramsmith")
-        except ParamsmithError as problem:
-            again = f"the merge is in {printable(folder)}; paramsmith push sends it again"
+        except (ParamsmithError, KeyboardInterrupt) as problem:
+            again = f"the merge is in {printable(folder)}; to send it: paramsmith push"
+            if isinstance(problem, KeyboardInterrupt):
+                problem.__notes__ = [again]
+                raise
             problem.hint = f"{problem.hint}; {again}" if problem.hint else again
             raise
 

@@ -73,6 +73,7 @@ class Checkpoint:
             raise
         if checkpoint._remote is not None:
             checkpoint.warnings = [checkpoint._named(warning) for warning in checkpoint.warnings]
+            checkpoint.warnings += checkpoint._remote.warnings
         return checkpoint
 
     @property
@@ -129,6 +130,14 @@ class Checkpoint:
         """Have the tokenizer and the like beside the weights."""
         if self._remote is not None and self.folder is not None:
             self._remote.fetch_beside(companion_names(self._remote.names))
+
+    def whole_folder(self) -> Path | None:
+        """The folder with all that running the model needs, fetched from the Hub if it is there; None for a file."""
+        if self._remote is None or self.folder is None:
+            return self.folder
+        beside = [name for name in self._remote.names if name.endswith((".json", ".txt")) and "/" not in name]
+        weights = [path.name for path in self._opened]
+        return self._remote.fetch_folder([*weights, *{*beside, *companion_names(self._remote.names)}])
 
     def stream(self, names: Sequence[str], folder: Path) -> int:
         """Keep no weights: each file is on the disk of `folder` only while tensors in it are read, in this order.
@@ -202,9 +211,11 @@ class Checkpoint:
     def _explain(self, problem: ParamsmithError) -> None:
         problem.fact = self._named(problem.fact)
         if isinstance(problem, InvalidInput):
+            if self._remote is not None:
+                problem.hint = problem.hint.replace(str(self._remote.folder), SCHEME + self.label.removeprefix(SCHEME))
             problem.hint = problem.hint or "check the files of the model, or download it again"
         if self._remote is None and Reference.parse(self.label) and not self.label.startswith(SCHEME):
-            problem.hint = f"there is no such folder here; {problem.hint}"
+            problem.hint = "; ".join(filter(None, ("there is no such folder here", problem.hint)))
 
     def _resolve_ties(self) -> None:
         self.aliases = tied_names(self.config, self.tensors, self.metadata)

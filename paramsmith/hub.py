@@ -71,7 +71,7 @@ class Reference:
         explicit = text.startswith(SCHEME)
         if not explicit and (os.path.lexists(text) or text.endswith(_LOCAL)):
             return None
-        found = (_FULL if explicit else _SHORT).fullmatch(text.removeprefix(SCHEME))
+        found = (_FULL if explicit else _SHORT).fullmatch(text.removeprefix(SCHEME).rstrip("/"))
         if found is None or _strange(found["repo"]) or _strange(found.groupdict().get("path") or ""):
             if explicit:
                 hint = "hf://user/repo, hf://user/repo@revision or hf://user/repo@revision/file.safetensors"
@@ -135,7 +135,7 @@ def session() -> HfApi:
 
     disable_progress_bars()
     set_verbosity(logging.CRITICAL)
-    endpoint = os.environ.get("HF_ENDPOINT") or None
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     return HfApi(endpoint=endpoint, library_name="paramsmith", library_version=__version__)
 
 
@@ -259,7 +259,7 @@ def cached_snapshot(reference: Reference) -> Snapshot | None:
         ref = home / "refs" / (reference.revision or MAIN)
         try:
             commit = ref.read_text().strip()
-        except OSError:
+        except (OSError, ValueError):
             return None
     folder = home / "snapshots" / commit
     if not _COMMIT.fullmatch(commit) or not folder.is_dir():

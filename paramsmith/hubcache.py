@@ -50,7 +50,7 @@ def remember_revision(reference: Reference, snapshot: Snapshot) -> None:
     check_path(str(reference), revision)
     ref = repo_folder(snapshot.repo) / "refs" / revision
     with suppress(OSError):
-        if ref.is_file() and ref.read_text() == snapshot.commit:
+        if ref.is_file() and ref.read_bytes() == snapshot.commit.encode():
             return
         ref.parent.mkdir(parents=True, exist_ok=True)
         fresh = ref.with_name(f"{ref.name}.{_mark()}.tmp")

@@ -7,10 +7,12 @@ checked without weights is checked by the code that checks a local model, before
 from __future__ import annotations
 
 import os
+import queue
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,14 @@ from pathlib import Path
 from paramsmith.download import cached, download, fetch, missing_bytes, read_range, remember_revision
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.header import MAX_HEADER
-from paramsmith.hub import Reference, Snapshot, snapshot
+from paramsmith.hub import Reference, Snapshot, offline, snapshot
 from paramsmith.progress import Progress
 from paramsmith.tensorfiles import HubFile
 
 _SMALL = (".json",)  # read before any weight; other small files come with the weights
 _MOST_SMALL = 110_000_000
+_AT_ONCE = 8  # headers
+_PREFIX = "paramsmith-"
 _HEAD = 1 << 16  # bytes of the first request for a header, which most headers fit in
 
 
@@ -35,18 +39,25 @@ class RemoteFolder:
         self.snapshot: Snapshot = snapshot(reference)
         self.reference = reference.at(self.snapshot.commit)
         self._asked = reference
+        self.warnings: list[str] = []
+        if not self.snapshot.complete and not offline():
+            self.warnings.append(f"{reference}: the hub is out of reach, {self.snapshot} is taken from the cache")
         single = reference.path in self.snapshot.files
         self._prefix = reference.path.rpartition("/")[0] if single else reference.path.rstrip("/")
         self._names = self._inside(self._prefix)
         if not self._names:
             raise InvalidInput(f"{printable(reference)}: has no such file or folder", "check the name")
-        self._temporary = tempfile.TemporaryDirectory(prefix="paramsmith-")
+        _sweep()
+        self._temporary = tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")
         self.folder = Path(self._temporary.name) / _folder_name(self.snapshot)
         self.path = self.folder / reference.path.rpartition("/")[2] if single else self.folder
         try:
             self._lay_out()
-        except BaseException:
+        except BaseException as problem:
             self.close()
+            if isinstance(problem, OSError):  # names that no folder can have, or that are in each other's way
+                fact = f"{printable(reference)}: cannot be laid out here: {printable((problem.strerror or '').lower())}"
+                raise InvalidInput(fact, "do not trust this model") from None
             raise
 
     def open(self, path: Path) -> HubFile:
@@ -55,10 +66,15 @@ class RemoteFolder:
         return HubFile(path, self.snapshot.files[name].sha256, lambda: self._bring([name], None)[name])
 
     def read_heads(self, paths: Sequence[Path]) -> None:
-        """Read the headers of these files, which they need to be opened; several at a time."""
-        wanted = [path for path in paths if path.name in self._names and not path.is_symlink()]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(self._read_head, wanted))
+        """Read the headers of these files, which they need to be opened; several at a time.
+
+        InvalidInput for one that the repository does not have.
+        """
+        for path in paths:
+            if path.name not in self._names:
+                fact = f"{self.folder}: there is no {printable(path.name)}, which the index names"
+                raise InvalidInput(fact, "the upload of this model is not complete")
+        _several(self._read_head, [path for path in paths if not path.is_symlink()])
 
     def missing(self, paths: Sequence[Path]) -> int:
         """Bytes of these files that the cache does not have."""
@@ -73,6 +89,11 @@ class RemoteFolder:
         found = fetch(self.snapshot, [self._names[name] for name in names])
         for name in names:
             self._link(self.folder / name, found[self._names[name]])
+
+    def fetch_folder(self, names: Sequence[str]) -> Path:
+        """A folder of the cache with these files, whole."""
+        found = self._bring([self._names[name] for name in names], None)
+        return found[self._names[names[0]]].parent
 
     @property
     def names(self) -> list[str]:
@@ -238,6 +259,36 @@ def file_here(text: str) -> Path:
 def shorten(text: str, folder: Path, label: str) -> str:
     """A message about a file of the folder, as one about the file on the Hub."""
     return text.replace(f"{folder}{os.sep}", f"{printable(label)}: ").replace(str(folder), printable(label))
+
+
+def _several(work: Callable[[Path], None], paths: Sequence[Path]) -> None:
+    """Do the work for each, some at a time, in threads that keep no process from ending; the first error is raised."""
+    waiting, ended = deque(paths), queue.SimpleQueue[BaseException | None]()
+
+    def run() -> None:
+        try:
+            for path in iter(lambda: waiting.popleft() if waiting else None, None):
+                work(path)
+            ended.put(None)
+        except BaseException as problem:  # noqa: BLE001 - handed to the caller, whatever it is
+            waiting.clear()
+            ended.put(problem)
+
+    crew = [threading.Thread(target=run, name=f"header {i}", daemon=True) for i in range(min(_AT_ONCE, len(paths)))]
+    for thread in crew:
+        thread.start()
+    for _ in crew:
+        problem = ended.get()
+        if problem is not None:
+            raise problem
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        process = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if process.isdecimal() and not os.path.exists(f"/proc/{process}") and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _folder_name(found: Snapshot) -> str:

@@ -79,7 +79,7 @@ class Upload:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()  # what is on its way is not waited for: uncommitted, it does not count
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) and not hasattr(error, "__notes__"):
             error.add_note("what was sent is kept; the same command goes on from here")
         self._queue.put(None)
         if not self._thread.is_alive():
@@ -92,9 +92,9 @@ class Upload:
         the background ran into; the same again from check and commit.
         """
         self.check()
+        if name in self._files:
+            raise ValueError(f"{name} is added twice")
         try:
-            if name in self._files:
-                raise ValueError(f"{name} is added twice")
             file = Outgoing(name, source)
             if self._target.beside and name in self._head.files and self._stays(file):
                 return
@@ -116,7 +116,7 @@ class Upload:
 
     def check(self) -> None:
         """Raise what the background ran into."""
-        if self._error is not None:
+        if self._error:
             raise self._error
 
     def commit(self, title: str) -> Pushed:
@@ -182,13 +182,8 @@ class Upload:
         target, operations = self._target, [file.operation() for file in files]
         try:
             # an empty list of what git ignores: what the target's own one names would be left out in silence
-            self._api.preupload_lfs_files(
-                target.repo,
-                operations,
-                revision=target.revision,
-                create_pr=target.create_pr,
-                gitignore_content="",
-            )
+            where = {"revision": target.revision, "create_pr": target.create_pr}
+            self._api.preupload_lfs_files(target.repo, operations, **where, gitignore_content="")  # type: ignore[arg-type]
         except RuntimeError as error:  # how the client wraps what happened to one file
             raise error.__cause__ or error from None
         except ConnectionError as error:
@@ -278,7 +273,8 @@ class Upload:
     def _occupied(self, detail: str) -> Refused:
         count = len(self._head.files.keys() - {ITS_OWN})
         fact = f"{self._target}: is not empty ({count} file{'s' * (count != 1)}{detail})"
-        return Refused(fact, "choose another name, --create-pr to propose the change, or --force to replace the model")
+        force = "afterwards paramsmith push --force" if self._fresh else "--force"
+        return Refused(fact, f"choose another name, --create-pr to propose it, or {force} to replace the model")
 
     def _address(self) -> str:
         return f"{self._api.endpoint}/{self._target.repo}"

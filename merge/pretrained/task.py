@@ -70,13 +70,13 @@ def transformers_task(
     device: str = "cpu",
     labels: bool = True,
 ) -> ModelTask:
-    """A task for a local model folder and data: classification of texts or images, causal or masked language models.
+    """A task for a model and data: classification of texts or images, causal or masked language models.
 
     The columns are `text` (or `image`) and `label` unless told; two text columns are pairs. Labels are names of the
     model's config.json or numbers; without `labels` the column is not read. Causal models predict every next token,
     masked ones 15 % of the tokens, drawn from seed and row. Texts are cut at `max_length` tokens, or where the model's
-    positions end. All rows are checked before the model is loaded, in float32, from safetensors only; nothing is
-    downloaded and no code of the folder is run. InvalidInput for what cannot be used, with file and line.
+    positions end. The model is a folder, or on the Hub; all rows are checked before it is loaded, in float32, from
+    safetensors only, and no code of it is run. InvalidInput for what cannot be used, with file and line.
     """
     if min(max_length, batch_size) < 1:
         raise InvalidInput(f"a length of {max_length} tokens, {batch_size} examples a batch", "give 1 or more of each")
@@ -105,10 +105,11 @@ def transformers_task(
 
 
 def _folder(checkpoint: Checkpoint) -> Path:
-    if checkpoint.folder is None:
+    folder = checkpoint.whole_folder()
+    if folder is None:
         fact = f"{place(Path(checkpoint.label))}: is a file of weights, and config.json is needed to run the model"
         raise InvalidInput(fact, "give the model's folder, or --task file.py:make_task")
-    return checkpoint.folder
+    return folder
 
 
 def _kind(kind: Kind, checkpoint: Checkpoint) -> Kind:

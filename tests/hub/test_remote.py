@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from paramsmith.recipe import Recipe, entries, load_recipe, parse_recipe
 from tests.badinputs import CONFIG
 from tests.hub.hubstub import HubStub
 from tests.hub.repositories import damage, publish, sent
-from tests.merge.folders import failed, llama, save
+from tests.merge.folders import command_line, ended, failed, llama, save, start
 from tests.merge.folders import merge as command
 
 MODELS = ("alice/base", "alice/first", "alice/second")
@@ -216,3 +218,70 @@ def test_a_header_is_one_request(folders: list[Path], hub: HubStub) -> None:
     with Checkpoint.open("alice/first") as opened:
         assert opened.pinned == str(Reference.parse(f"alice/first@{opened.snapshot.commit}"))  # type: ignore[union-attr]
     assert len([r for r in hub.requests if r["origin"] == "cdn"]) == 4
+
+
+def test_an_index_that_names_a_shard_that_is_not_there(folders: list[Path], hub: HubStub, tmp_path: Path) -> None:
+    tree = {p.name: p.read_bytes() for p in folders[1].iterdir() if "00002-of" not in p.name}
+    publish(hub, "alice/partial", tree)
+    done = command("alice/partial", "alice/second", "-o", tmp_path / "out")
+    failed(done, 2, "alice/partial", "model-00002-of-00004.safetensors")
+    assert "/tmp" not in done.err
+
+
+def test_names_that_no_folder_can_have(hub: HubStub, tmp_path: Path) -> None:
+    publish(hub, "alice/long", {"config.json": b"{}", "x" * 300 + ".json": b"{}"})
+    publish(hub, "alice/both", {"config.json": b"{}", "config.json/x": b"{}"})
+    for name in ("alice/long", "alice/both"):
+        failed(command(name, name + "2", "-o", tmp_path / "out"), 2, name)
+
+
+def test_a_damaged_ref_in_the_cache_does_no_harm(folders: list[Path], hub: HubStub, tmp_path: Path) -> None:
+    merge(MODELS[1:], tmp_path / "out", compile="never")
+    (tmp_path / "home/hub/models--alice--first/refs/main").write_bytes(b"\xff\xfe\x00")
+    merge(MODELS[1:], tmp_path / "again", compile="never")
+    assert files(tmp_path / "again") == files(tmp_path / "out")
+
+
+def test_the_cache_in_place_of_the_hub_is_told(
+    folders: list[Path], hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(MODELS[1:], tmp_path / "out", compile="never")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    done = command(*MODELS[1:], "-o", tmp_path / "again")
+    assert done.code == 0
+    assert any("alice/first" in warning and "out of reach" in warning for warning in done.warnings)
+
+
+def test_what_a_killed_process_left_is_removed(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    for name in ("paramsmith-4194305-x", "paramsmith-1-x", "other-4194305-x"):  # the first is no process's number
+        (temporary / name / "model").mkdir(parents=True)
+    with Checkpoint.open("alice/first"):
+        assert len(list(temporary.iterdir())) == 3
+    assert sorted(p.name for p in temporary.iterdir()) == ["other-4194305-x", "paramsmith-1-x"]
+
+
+def test_an_interrupt_while_headers_are_read(folders: list[Path], hub: HubStub) -> None:
+    hub.fault("GET", r"^/lfs/", delay=30, times=1)
+    child = start("inspect", "alice/first")
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not any(fault["left"] == 0 for fault in hub.faults):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    assert ended(child, 20).code == 130
+
+
+def test_a_task_on_a_model_of_the_hub(hub: HubStub, tmp_path: Path) -> None:
+    from tests.merge.pretrained.folders import bert, sentences, write_rows
+
+    publish(hub, "alice/classifier", bert(tmp_path / "made"))
+    rows = write_rows(tmp_path / "rows.jsonl", sentences(8))
+    out = tmp_path / "fisher.safetensors"
+    done = command_line("measure", "fisher", "alice/classifier", "--data", rows, "-o", out)
+    assert done.code == 0, done.err
+    local = tmp_path / "local.safetensors"
+    assert command_line("measure", "fisher", tmp_path / "made", "--data", rows, "-o", local).code == 0
+    assert out.read_bytes() == local.read_bytes()

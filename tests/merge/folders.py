@@ -62,9 +62,9 @@ def start(*words: object, before: str = "", **options: object) -> subprocess.Pop
     return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def ended(process: subprocess.Popen[str]) -> Done:
-    """Its output, its code and its peak memory."""
-    out, err = process.communicate(timeout=120)
+def ended(process: subprocess.Popen[str], seconds: float = 120) -> Done:
+    """Its output, its code and its peak memory; it must end within the seconds."""
+    out, err = process.communicate(timeout=seconds)
     out, _, peak = out.rpartition("\npeak ")
     return Done(process.returncode, out, err, int(peak) * 1024)
 
