@@ -9,7 +9,7 @@ import click
 
 from paramsmith.errors import InvalidInput, printable
 
-from .output import json_option, show_json, wants_json
+from .output import json_option, show_json, show_warning, wants_json
 
 if TYPE_CHECKING:
     from paramsmith.progress import Progress
@@ -25,16 +25,19 @@ def command(merged: str, read: bool, quiet: bool) -> None:
     """Hash the files of a merge and compare with its merge.json: a line a file, exit code 1 when anything differs.
 
     Of a repository the hashes that the Hub lists are taken for large files, unless --read. Card, picture and
-    merge.json itself are not covered.
+    merge.json itself are not covered. Where the Hub cannot be reached, what the cache has is hashed.
     """
     from paramsmith.progress import bar
 
     with bar(not quiet) as progress:
-        found = _checked(merged, read, progress)
+        found, warnings = _checked(merged, read, progress)
+    for warning in warnings:
+        show_warning(warning)
     wrong = [each for each in found if each.wrong]
     if wants_json():
         files = [{"name": each.name, "status": each.status} for each in found]
-        show_json({"merged": merged, "verified": not wrong, "files": files})
+        verified = not wrong and all(each.status != "not here" for each in found)
+        show_json({"merged": merged, "verified": verified, "files": files, "warnings": list(warnings)})
     else:
         for each in found:
             if each.status != "ok" or not quiet:
@@ -43,13 +46,13 @@ def command(merged: str, read: bool, quiet: bool) -> None:
         click.get_current_context().exit(1)
 
 
-def _checked(merged: str, read: bool, progress: Progress) -> list[Checked]:
+def _checked(merged: str, read: bool, progress: Progress) -> tuple[list[Checked], tuple[str, ...]]:
     from paramsmith.hub import Reference
     from paramsmith.verifying import verify_folder, verify_repository
 
     reference = Reference.parse(merged)
     if reference is None:
-        return verify_folder(Path(merged), progress)
+        return verify_folder(Path(merged), progress), ()
     if reference.path:
         raise InvalidInput(f"{printable(merged)}: names a part of a repository", "give the whole: user/name@revision")
     return verify_repository(reference, read=read, progress=progress)

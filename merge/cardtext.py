@@ -203,7 +203,7 @@ def _made_with(lineage: Lineage) -> str:
 
 
 def _warnings(told: Told) -> list[str]:
-    listed = [*told.warnings, *told.lineage.warnings]
+    listed = list(dict.fromkeys([*told.warnings, *told.lineage.warnings]))
     if not listed:
         return []
     more = [f"and {len(listed) - _MOST_WARNINGS:,} more, in merge.json"] if len(listed) > _MOST_WARNINGS else []

@@ -12,12 +12,13 @@ import torch
 
 from paramsmith import __version__
 from paramsmith.checkpoint import Checkpoint
-from paramsmith.errors import InvalidInput, printable
+from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.hashing import sha256_of
 from paramsmith.header import parse_header
-from paramsmith.hub import SCHEME, Reference
+from paramsmith.hub import SCHEME, Reference, repo_folder
 from paramsmith.inputs import open_regular, place
 from paramsmith.lineage import (
+    NAME,
     RECIPE,
     FileRecord,
     Input,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .passes import Setup
 
 _MOST_WARNINGS = 1000
+_LATE = "{} is newer than the merge; it is described as it is now"
 
 
 def recorded(job: Job, setup: Setup, warnings: Sequence[str], layout: Layout | None = None) -> Lineage:
@@ -78,13 +80,16 @@ def recorded(job: Job, setup: Setup, warnings: Sequence[str], layout: Layout | N
 def completed(lineage: Lineage, folder: Path, progress: Progress | None = None) -> tuple[Lineage, tuple[str, ...]]:
     """The lineage with the hash of every input file and of every file of the merged folder; and warnings.
 
-    InvalidInput names a file that is not what it was. The hashes of an input that is gone stay unknown, with a warning.
+    InvalidInput names a file that is not what it was; Failed one of the Hub whose copy in the cache, which was merged,
+    is damaged. The hashes of an input that is gone or newer than the merge stay unknown, with a warning.
     """
     recipe = folder / RECIPE
     if not recipe.exists():
         raise InvalidInput(f"{place(folder)}: holds no {RECIPE}", "paramsmith merge writes it beside the weights")
     texts = paired(load_recipe(recipe), lineage, place(recipe))
+    merged_at = (folder / NAME).stat().st_mtime_ns
     warnings: list[str] = []
+    late: list[str] = []
     wanted: dict[tuple[int, str], Path] = {}
     for number, (each, text) in enumerate(zip(lineage.inputs, texts, strict=True)):
         here = files_of(each, text)
@@ -95,16 +100,23 @@ def completed(lineage: Lineage, folder: Path, progress: Progress | None = None) 
         for name, path in here.items():
             if name not in gone:
                 _check(path, each.files[name])
-                wanted[number, name] = path
-    made = _made(lineage, folder)
-    unknown = {key: path for key, path in wanted.items() if lineage.inputs[key[0]].files[key[1]].sha256 is None}
-    hashed = sha256_of([*unknown.values(), *made.values()], progress)
-    known = {key: hashed[path] for key, path in unknown.items()}
+        unknown = {n: p for n, p in here.items() if n not in gone and each.files[n].sha256 is None}
+        newer = {} if each.hub else {n: t for n, p in unknown.items() if (t := _newer(lineage, each, n, p, merged_at))}
+        late += newer.values()
+        wanted |= {(number, name): path for name, path in unknown.items() if name not in newer}
+    held, made = _held(lineage), _made(lineage, folder)
+    hashed = sha256_of([*wanted.values(), *held, *made.values()], progress)
+    _check_held(held, hashed)
+    late += [_LATE.format(printable(n)) for n, p in made.items() if _is_late(lineage.outputs.get(n), p, merged_at)]
+    known = {key: hashed[path] for key, path in wanted.items()}
     outputs = {name: _hashed(lineage.outputs.get(name), path, hashed[path]) for name, path in made.items()}
     inputs = tuple(
         _with(each, {n: h for (i, n), h in known.items() if i == at}) for at, each in enumerate(lineage.inputs)
     )
-    return lineage.model_copy(update={"inputs": inputs, "outputs": outputs}), tuple(warnings)
+    # what was late stands in the lineage from now on, as merge.json will be newer than everything
+    said = (*lineage.warnings, *(each for each in late if each not in lineage.warnings))
+    done = lineage.model_copy(update={"inputs": inputs, "outputs": outputs, "warnings": said})
+    return done, (*warnings, *late)
 
 
 def files_of(each: Input, text: str) -> dict[str, Path]:
@@ -121,6 +133,37 @@ def files_of(each: Input, text: str) -> dict[str, Path]:
 
     found = fetch(snapshot(each.hub), [each.remote(name) for name in unknown])
     return {name: found[each.remote(name)] for name in unknown}
+
+
+def _newer(lineage: Lineage, each: Input, name: str, path: Path, merged_at: int) -> str:
+    """The warning about a file of an input that was written after the merge, which may not be what was merged."""
+    told = f"{printable(each.reference if path.name == each.reference else f'{each.reference}/{name}')}"
+    told += " is newer than the merge: its hash stays unknown"
+    return told if told in lineage.warnings or path.stat().st_mtime_ns > merged_at else ""
+
+
+def _is_late(record: FileRecord | None, path: Path, merged_at: int) -> bool:
+    """Whether a weight file that nobody has described yet was written after the merge."""
+    undescribed = record is not None and record.sha256 is None and path.suffix == ".safetensors"
+    return undescribed and path.stat().st_mtime_ns > merged_at
+
+
+def _held(lineage: Lineage) -> dict[Path, tuple[Input, str]]:
+    """The files of inputs of the Hub whose hash is known and that lie in the cache: they were read from there."""
+    found = {}
+    for each in lineage.inputs:
+        if each.hub is not None:
+            home = repo_folder(each.hub.repo) / "snapshots" / str(each.hub.commit)
+            paths = {home / each.remote(name): (each, name) for name, file in each.files.items() if file.sha256}
+            found.update({path: of for path, of in paths.items() if path.is_file()})
+    return found
+
+
+def _check_held(held: Mapping[Path, tuple[Input, str]], hashed: Mapping[Path, str]) -> None:
+    for path, (each, name) in held.items():
+        if hashed[path] != each.files[name].sha256:
+            fact = f"{each.hub and each.hub.repo}/{printable(each.remote(name))}: is damaged in the cache"
+            raise Failed(fact, f"it is what was merged: remove it, then merge again: {place(path.resolve())}")
 
 
 def _input(role: Role, text: str, name: str, opened: Checkpoint | Statistics | None) -> Input:

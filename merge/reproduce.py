@@ -14,12 +14,12 @@ import torch
 from paramsmith import __version__
 from paramsmith.errors import InvalidInput, Refused, printable
 from paramsmith.hashing import sha256_of
-from paramsmith.hub import Reference, snapshot
+from paramsmith.hub import SCHEME, Reference, Snapshot, snapshot
 from paramsmith.inputs import place
 from paramsmith.lineage import RECIPE, Input, Lineage, lineage_of, paired, referred, renamed
 from paramsmith.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from paramsmith.shards import INDEX_NAME
-from paramsmith.verifying import remote_lineage
+from paramsmith.verifying import published, remote_lineage, unreached
 
 from .api import run
 from .options import RunOptions
@@ -47,24 +47,27 @@ def reproduce(
 ) -> Reproduced:
     """Run a merge again, from a merged folder or a repository, and compare weights, config and companions.
 
+    Of a repository, the bytes that it holds now are what the result must have, and what merge.json tells of them.
     The result goes to `output`, or to a folder `NAME.reproduced` here that is removed afterwards unless `keep`. Raises
     InvalidInput when an input is neither on the Hub nor at its path, or is not what it was.
     """
-    lineage, texts = _source(merged)
+    lineage, texts, held = _source(merged)
     if not any(file.sha256 for name, file in lineage.outputs.items() if _made(name)):
         raise InvalidInput(f"{printable(merged)}: merge.json has no hashes", "write them first: paramsmith card OUT")
-    recipe = _recipe(lineage, texts, merged)
+    recipe = _recipe(lineage, texts, merged, here=held is None)
     for each, text in zip(lineage.inputs, texts, strict=True):
         _check_input(each, text)
+    there = published(held, lineage) if held else None
     target = _free(output or Path(f"{_name(merged)}.reproduced"))
     compiled: Literal["always", "never"] = "always" if lineage.arithmetic == "compiled" else "never"
     report = run(recipe, target, replace(options or RunOptions(), compile=compiled, device=lineage.device))
     try:
-        files = _compared(lineage, target)
+        files = _compared(lineage, target, there, complete=held is None or held.complete)
     finally:
         if output is None and not keep:
             shutil.rmtree(target)
-    return Reproduced(files, (*_versions(lineage), *report.warnings), target)
+    reached = [] if held is None or held.complete else [unreached(held)]
+    return Reproduced(files, (*_versions(lineage), *reached, *report.warnings), target)
 
 
 def _free(target: Path) -> Path:
@@ -75,27 +78,32 @@ def _free(target: Path) -> Path:
     return target
 
 
-def _source(merged: str) -> tuple[Lineage, list[str]]:
-    """The lineage, and what each of its inputs is to be opened as."""
+def _source(merged: str) -> tuple[Lineage, list[str], Snapshot | None]:
+    """The lineage, what each of its inputs is to be opened as, and the repository it is from."""
     reference = Reference.parse(merged)
     if reference is not None and reference.path:
         raise InvalidInput(f"{printable(merged)}: names a part of a repository", "give the whole: user/name@revision")
     if reference is not None:
-        lineage = remote_lineage(snapshot(reference))
-        return lineage, [each.text for each in lineage.inputs]
+        held = snapshot(reference)
+        lineage = remote_lineage(held)
+        # with the scheme, so that nothing here can be taken for what a stranger names
+        return lineage, [SCHEME + each.text.removeprefix(SCHEME) for each in lineage.inputs], held
     lineage = lineage_of(Path(merged))
     recipe = Path(merged) / RECIPE
     if not recipe.exists():
-        return lineage, [each.text for each in lineage.inputs]
+        return lineage, [each.text for each in lineage.inputs], None
     texts = paired(load_recipe(recipe), lineage, place(recipe))
     here = [each.hub is None or Path(text).exists() for each, text in zip(lineage.inputs, texts, strict=True)]
-    return lineage, [t if ok else each.text for each, t, ok in zip(lineage.inputs, texts, here, strict=True)]
+    return lineage, [t if ok else each.text for each, t, ok in zip(lineage.inputs, texts, here, strict=True)], None
 
 
-def _recipe(lineage: Lineage, texts: Sequence[str], merged: str) -> Recipe:
-    """The recipe of the lineage, checked as one that a user wrote, about inputs as they are called here."""
+def _recipe(lineage: Lineage, texts: Sequence[str], merged: str, *, here: bool) -> Recipe:
+    """The recipe of the lineage, checked as one that a user wrote, about inputs as they are called here.
+
+    Paths count only where the lineage is from a folder `here`: a stranger's may name any file of this machine.
+    """
     for each, text in zip(lineage.inputs, texts, strict=True):
-        if each.hub is None and not Path(text).is_absolute():
+        if each.hub is None and not (here and Path(text).is_absolute()):
             fact = f"{printable(merged)}: its input {printable(each.reference)} is not on the hub"
             raise InvalidInput(fact, "only whoever has it can make the merge again, from the folder it was made in")
     try:
@@ -136,13 +144,22 @@ def _made(name: str) -> bool:
     return name.endswith(".safetensors") or name in (INDEX_NAME, "config.json")
 
 
-def _compared(lineage: Lineage, target: Path) -> tuple[tuple[str, Status], ...]:
+def _compared(
+    lineage: Lineage, target: Path, there: Mapping[str, str] | None, *, complete: bool
+) -> tuple[tuple[str, Status], ...]:
+    """Every file, held against the lineage and `there`, the hashes of what is published; None: that is the lineage.
+
+    Of a repository that is not `complete`, a file may be somewhere else.
+    """
     here = {name: target / name for name, file in lineage.outputs.items() if file.sha256 and (target / name).is_file()}
     found = sha256_of(here.values())
     listed: list[tuple[str, Status]] = []
     for name, file in lineage.outputs.items():
-        if name in here:
-            listed.append((name, "same" if found[here[name]] == file.sha256 else "different"))
+        if name in here and there is not None and name not in there and complete:
+            listed.append((name, "missing"))
+        elif name in here:
+            same = found[here[name]] == file.sha256 == (there or {}).get(name, file.sha256)
+            listed.append((name, "same" if same else "different"))
         elif _made(name) and file.sha256:
             listed.append((name, "missing"))
     return tuple(listed)

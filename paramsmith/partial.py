@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +15,11 @@ from pathlib import Path
 from paramsmith.disk import sync_folder, write_at, write_error
 from paramsmith.errors import Failed, printable
 from paramsmith.hub import RemoteFile
-from paramsmith.inputs import open_regular, read_at
+from paramsmith.inputs import open_regular, place, read_at
 from paramsmith.transfer import Source
 
 _PIECE = 1 << 20
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Partial:
@@ -61,7 +63,10 @@ class Partial:
         raise Failed(fact, "try again later; the copy on the hub, or a proxy on the way, is damaged")
 
     def copy(self, source: Path, tell: Callable[[int], None]) -> None:
-        """Copy it from a file that is known to be right."""
+        """Copy it from the cache. Failed when what came is not what the hub has under that name.
+
+        Whether it is cannot be told of a cache without links, which names no hashes.
+        """
         with self._opened() as fd:
             os.ftruncate(fd, 0)
             other, _ = open_regular(source)
@@ -72,25 +77,40 @@ class Partial:
                     tell(at)
             finally:
                 os.close(other)
+            if _HASH.fullmatch(self.file.etag) and self._read(fd, at).hexdigest() != self.file.etag:
+                self.path.unlink(missing_ok=True)
+                raise self._damaged(source)
             self._publish(fd)
+
+    def _damaged(self, source: Path) -> Failed:
+        from paramsmith.lineage import cached_reference
+
+        reference = cached_reference(source)
+        what = str(reference) if reference and reference.path else f"{place(source)}: {printable(self.file.path)}"
+        return Failed(f"{what}: is damaged in the cache", f"remove it there, and try again: {place(source.resolve())}")
+
+    def _read(self, fd: int, size: int, tell: Callable[[int], None] | None = None) -> hashlib._Hash:
+        """The hash, as the hub takes it of this file, of what is there so far."""
+        # what git calls the content of a file: the hash of its size and its bytes
+        git = hashlib.sha1(b"blob %d\0" % self.file.size, usedforsecurity=False)
+        digest, at = hashlib.sha256() if self.file.sha256 else git, 0
+        while at < size:
+            piece = read_at(self.path, fd, at, min(_PIECE, size - at))
+            digest.update(piece)
+            at += len(piece)
+            if tell is not None:
+                tell(at)
+        return digest
 
     def _grow(
         self, fd: int, source: Source, tell: Callable[[int], None], pause: Callable[[float], object] | None
     ) -> str:
         """The hash of the file, once it is as long as it should be."""
-        file, at = self.file, 0
-        # what git calls the content of a file: the hash of its size and its bytes
-        git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-        digest = hashlib.sha256() if file.sha256 else git
-        size = os.fstat(fd).st_size
-        if size > file.size:
+        file, at = self.file, os.fstat(fd).st_size
+        if at > file.size:
             os.ftruncate(fd, 0)
-            size = 0
-        while at < size:
-            piece = read_at(self.path, fd, at, min(_PIECE, size - at))
-            digest.update(piece)
-            at += len(piece)
-            tell(at)
+            at = 0
+        digest = self._read(fd, at, tell)
 
         def take(piece: bytes) -> None:
             nonlocal at

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hashing import sha256_of
-from paramsmith.hub import Reference, Snapshot, snapshot
+from paramsmith.hub import Reference, Snapshot, repo_folder, snapshot
 from paramsmith.hubcache import has_size
 from paramsmith.inputs import place
 from paramsmith.lineage import DESCRIPTIVE, MAX_BYTES, NAME, RECIPE, Lineage, lineage_of, paired, read_lineage
 from paramsmith.progress import Progress
 from paramsmith.recipe import load_recipe
 
-Status = Literal["ok", "differs", "missing", "extra"]
+Status = Literal["ok", "differs", "missing", "extra", "not here"]
 # What a loader may take for the model, or run: no harmless addition to it.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _LOADED = (*PICKLES, ".safetensors", ".json", ".py", ".so", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -33,8 +33,8 @@ class Checked:
 
     @property
     def wrong(self) -> bool:
-        """Whether the result is not what was described; a text that lies beside it does no harm."""
-        return self.status != "ok" and (self.status != "extra" or self.name.lower().endswith(_LOADED))
+        """Whether the result is not what was described; a text beside it, or a file that cannot be seen, is no harm."""
+        return self.status not in ("ok", "not here") and (self.status != "extra" or self.name.lower().endswith(_LOADED))
 
 
 def verify_folder(folder: Path, progress: Progress | None = None) -> list[Checked]:
@@ -49,28 +49,60 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> list[Checke
     return _compared(wanted, found, present, _recipe_status(recipe if recipe.exists() else None, lineage))
 
 
-def verify_repository(reference: Reference, *, read: bool = False, progress: Progress | None = None) -> list[Checked]:
+def verify_repository(
+    reference: Reference, *, read: bool = False, progress: Progress | None = None
+) -> tuple[list[Checked], tuple[str, ...]]:
     """Hold what a repository lists against its merge.json; with `read`, fetch and hash the large files as well.
 
-    Files that the listing has no sha256 of are small, and always fetched.
+    Files that the listing has no sha256 of are small, and always fetched. Where the Hub is out of reach, what the cache
+    has of the repository is hashed, and a warning says so.
     """
     from paramsmith.download import fetch
 
     held = snapshot(reference)
     lineage = remote_lineage(held)
     wanted = _hashes(lineage, str(held), "the files were pushed without: paramsmith card, then push again")
-    listed = {name: file for name, file in held.files.items() if name in wanted}
-    same = {name: file for name, file in listed.items() if file.size == lineage.outputs[name].size}
-    found = {name: same[name].sha256 or "" if name in same else "" for name in listed}
-    unread = [n for n, file in same.items() if file.sha256 is None or (read and file.sha256 == wanted[n])]
-    here = fetch(held, unread, progress)
-    hashed = sha256_of(here.values())
-    found.update({name: hashed[path] for name, path in here.items()})
+    found = published(held, lineage, read=read, progress=progress)
     recipe = held.files.get(RECIPE)
-    small = recipe is not None and recipe.size <= _MOST_RECIPE
-    return _compared(
-        wanted, found, held.files, _recipe_status(fetch(held, [RECIPE])[RECIPE] if small else None, lineage)
-    )
+    path = None
+    if recipe is not None and recipe.size <= _MOST_RECIPE:
+        path = fetch(held, [RECIPE])[RECIPE] if held.complete else in_cache(held, RECIPE)
+    checked = _compared(wanted, found, held.files, _recipe_status(path, lineage))
+    if held.complete:
+        return checked, ()
+    return [replace(c, status="not here") if c.name not in held.files else c for c in checked], (unreached(held),)
+
+
+def published(
+    held: Snapshot, lineage: Lineage, *, read: bool = False, progress: Progress | None = None
+) -> dict[str, str]:
+    """The sha256 of what a repository holds of the files that a lineage tells of; "" for one of another size.
+
+    As the Hub lists it, or, with `read` or of small files, of what it sends. Of a snapshot that is not complete, of
+    what is in the cache: what the cache calls a file says nothing about what is in it.
+    """
+    from paramsmith.download import fetch
+
+    listed = {name: file for name, file in held.files.items() if name in lineage.outputs}
+    same = {name: file for name, file in listed.items() if file.size == lineage.outputs[name].size}
+    if held.complete:
+        found = {name: same[name].sha256 or "" if name in same else "" for name in listed}
+        again = {n for n, file in same.items() if read and file.sha256 == lineage.outputs[n].sha256}
+        here = fetch(held, [n for n, file in same.items() if file.sha256 is None or n in again], progress)
+    else:
+        found, here = dict.fromkeys(listed, ""), {name: in_cache(held, name) for name in same}
+    hashed = sha256_of(here.values(), None if held.complete else progress)
+    return found | {name: hashed[path] for name, path in here.items()}
+
+
+def in_cache(held: Snapshot, name: str) -> Path:
+    """Where the cache has a file that a snapshot which is not complete tells of."""
+    return repo_folder(held.repo) / "snapshots" / held.commit / name
+
+
+def unreached(held: Snapshot) -> str:
+    """The warning that goes with a snapshot that is not complete."""
+    return f"{held}: the hub was not reached; only what is in the cache was checked"
 
 
 def remote_lineage(held: Snapshot) -> Lineage:
@@ -78,11 +110,15 @@ def remote_lineage(held: Snapshot) -> Lineage:
     from paramsmith.download import fetch
 
     file = held.files.get(NAME)
+    if file is None and not held.complete:
+        fact = f"{held}: merge.json is not in the cache, and the hub was not reached"
+        raise InvalidInput(fact, "try again with the network")
     if file is None:
         raise InvalidInput(f"{held}: holds no merge.json", "only what paramsmith push has sent can be checked")
     if file.size > MAX_BYTES:
         raise InvalidInput(f"{held}: merge.json is {file.size:,} bytes long; at most {MAX_BYTES:,} are read")
-    return read_lineage(fetch(held, [NAME])[NAME], f"{held}: {NAME}")
+    path = fetch(held, [NAME])[NAME] if held.complete else in_cache(held, NAME)
+    return read_lineage(path, f"{held}: {NAME}")
 
 
 def files_in(folder: Path) -> Iterator[str]:

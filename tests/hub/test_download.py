@@ -654,3 +654,18 @@ def test_a_file_that_the_cache_has_is_copied(
     assert target.read_bytes() == CONTENT[BIG]
     assert target.stat().st_ino != blob(held, BIG).stat().st_ino, "what is done to the copy stays out of the cache"
     assert answered(hub) == []
+
+
+@pytest.mark.parametrize("name", [BIG, SMALL])
+def test_a_copy_of_what_is_damaged_in_the_cache(hub: HubStub, held: Snapshot, tmp_path: Path, name: str) -> None:
+    fetch(held, [name])
+    flip_bit(blob(held, name))
+    with pytest.raises(Failed, match="is damaged in the cache") as problem:
+        download(held, name, tmp_path / "x")
+    assert held.repo in problem.value.fact
+    assert name in problem.value.fact
+    assert str(blob(held, name)) in problem.value.hint
+    assert list(tmp_path.glob("*x*")) == [], "neither the copy nor a part of it"
+    blob(held, name).unlink()
+    download(held, name, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == CONTENT[name]

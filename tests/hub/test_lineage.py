@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from paramsmith.errors import Failed, InvalidInput
 from paramsmith.hashing import sha256_of
+from paramsmith.hub import repo_folder
 from paramsmith.lineage import NAME, Lineage, lineage_of, local_names, read_lineage, without_paths
 from paramsmith.merge.describe import described, write_card
 from paramsmith.merge.recording import completed
@@ -132,6 +133,58 @@ def test_an_input_that_is_gone_stays_unknown(out: Path, tmp_path: Path) -> None:
     assert lineage.inputs[2].files["model.safetensors"].sha256 is None
     assert lineage.inputs[1].files["model.safetensors"].sha256
     assert warnings == ("second is no longer there: its hash stays unknown",)
+
+
+def later(path: Path, than: Path) -> None:
+    """As if the file had been written a second after the other."""
+    at = than.stat().st_mtime_ns + 1_000_000_000
+    os.utime(path, ns=(at, at))
+
+
+def flip_last(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def test_an_input_that_is_newer_than_the_merge_stays_unknown(out: Path, tmp_path: Path) -> None:
+    flip_last(tmp_path / "first/model.safetensors")
+    later(tmp_path / "first/model.safetensors", out / NAME)
+    told = "first/model.safetensors is newer than the merge: its hash stays unknown"
+    for _ in range(2):  # after the first, merge.json is the newer one
+        assert told in write_card(out).warnings
+        os.utime(out / NAME, (2**32, 2**32))
+        lineage = lineage_of(out)
+        assert lineage.inputs[1].files["model.safetensors"].sha256 is None
+        assert lineage.inputs[2].files["model.safetensors"].sha256
+        assert lineage.warnings == (told,)
+    assert (out / "README.md").read_text().count(told) == 1
+
+
+def test_weights_that_are_newer_than_the_merge(out: Path) -> None:
+    flip_last(out / "model.safetensors")
+    later(out / "model.safetensors", out / NAME)
+    told = "model.safetensors is newer than the merge; it is described as it is now"
+    done = command("card", out)
+    assert done.exit_code == 0, done.output
+    assert told in done.stderr
+    assert lineage_of(out).outputs["model.safetensors"].sha256 == sha256(out / "model.safetensors")
+    write_card(out)
+    assert (out / "README.md").read_text().count(told) == 1, "and the next card still says so"
+
+
+def test_an_input_that_is_damaged_in_the_cache(hub: HubStub, tmp_path: Path) -> None:
+    out = merged(tmp_path / "out", on_hub(hub, tmp_path / "local"), parameters=PARAMETERS)
+    path = next(repo_folder("alice/first").glob("snapshots/*/model.safetensors"))
+    flip_last(path)
+    with pytest.raises(Failed, match=r"alice/first/model.safetensors: is damaged in the cache") as problem:
+        completed(lineage_of(out), out)
+    assert "remove it" in problem.value.hint
+    path.resolve().unlink()
+    hub.requests.clear()
+    assert completed(lineage_of(out), out)[1] == ()
+    assert not [r for r in hub.requests if r["path"].endswith(".safetensors")], "it is not fetched for that"
 
 
 def test_another_recipe_is_not_taken_for_it(out: Path) -> None:
@@ -331,6 +384,38 @@ def test_only_reading_finds_a_flipped_bit_in_the_storage(published: Path, hub: H
     done = command("verify", "alice/merged", "--read")
     assert done.exit_code == 1
     assert "model.safetensors" in done.output
+
+
+def test_verify_out_of_reach_of_the_hub(
+    published: Path, hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paramsmith.download import fetch, remember_revision
+    from paramsmith.hub import Reference, snapshot
+
+    reference = Reference("alice/merged")
+    held = snapshot(reference)
+    here = fetch(held, list(held.files))
+    remember_revision(reference, held)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = command("verify", "alice/merged")
+    assert (done.exit_code, "differs" in done.stdout) == (0, False), done.output
+    assert "the hub was not reached" in done.stderr
+    flip_last(here["model.safetensors"])  # its name is still that of the right content
+    done = command("verify", "alice/merged")
+    assert done.exit_code == 1
+    assert "differs  model.safetensors" in done.stdout
+    here["model.safetensors"].resolve().unlink()
+    done = command("verify", "alice/merged")
+    assert done.exit_code == 0, done.output
+    assert "not here model.safetensors" in done.stdout
+    assert "missing" not in done.stdout
+    told = json.loads(command("verify", "alice/merged", "--json").stdout)
+    assert told["verified"] is False
+    assert "not reached" in told["warnings"][0]
+    here[NAME].unlink()
+    done = command("verify", "alice/merged")
+    assert done.exit_code == 2
+    assert "merge.json is not in the cache" in done.stderr
 
 
 def test_a_repository_without_lineage(hub: HubStub, tmp_path: Path) -> None:

@@ -169,6 +169,44 @@ def test_a_lineage_that_was_made_up(hub: HubStub, tmp_path: Path, monkeypatch: p
     assert "is not what it was" in refused(inputs=other)
 
 
+def test_a_stranger_names_no_file_of_this_machine(
+    hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    push(hub, merged(tmp_path / "out", on_hub(hub, tmp_path / "local")))
+    said = json.loads(hub.read("alice/merged", NAME))
+    mine = str(tmp_path / "local/second")
+    files = {name: {**file, "sha256": None} for name, file in said["inputs"][2]["files"].items()}
+    said["inputs"][2].update(reference=mine, repo=None, commit=None, files=files)
+    said["recipe"]["models"][1]["model"] = mine
+    publish(hub, "alice/merged", {NAME: json.dumps(said).encode()})
+    done = command("reproduce", "alice/merged")
+    assert done.exit_code == 2, done.output
+    assert "is not on the hub" in done.stderr
+    # nor is a folder here taken for a repository
+    push(hub, tmp_path / "out")
+    first = json.loads(hub.read("alice/merged", NAME))["inputs"][1]
+    (tmp_path / f"alice/first@{first['commit']}").mkdir(parents=True)
+    assert command("reproduce", "alice/merged").exit_code == 0
+
+
+def test_what_is_published_counts(hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = merged(tmp_path / "out", on_hub(hub, tmp_path / "local"))
+    push(hub, out)
+    sound = contents(out)
+    publish(hub, "alice/merged", {"model.safetensors": sound["model.safetensors"][:-1] + b"\1"})
+    done = command("reproduce", "alice/merged")
+    assert done.exit_code == 1, done.output
+    assert "different model.safetensors" in done.stdout
+    assert "same      config.json" in done.stdout
+    config = sound["config.json"]
+    publish(hub, "alice/merged", {"model.safetensors": sound["model.safetensors"], "config.json": config[:-1] + b" "})
+    assert "different config.json" in command("reproduce", "alice/merged").stdout
+    publish(hub, "alice/merged", {"config.json": config})
+    assert command("reproduce", "alice/merged").exit_code == 0
+
+
 def test_where_the_result_goes(out: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="already exists"):
         reproduce(str(out), tmp_path / "first")
