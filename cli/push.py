@@ -10,7 +10,7 @@ import click
 
 from paramsmith.errors import InvalidInput, printable
 
-from .output import json_option, show_json, size_text, wants_json
+from .output import json_option, show_json, show_warning, size_text, wants_json
 
 if TYPE_CHECKING:
     from paramsmith.upload import Pushed
@@ -71,7 +71,10 @@ def _with_card(output: Path, repository: str, licence: str | None) -> dict[str, 
     if RECIPE in files:
         from paramsmith.merge.publishing import to_publish
 
-        return to_publish(output, repository, licence)
+        files, warnings = to_publish(output, repository, licence)
+        for warning in warnings:
+            show_warning(warning)
+        return files
     if CARD not in files:
         fact = f"{printable(output, 400)}: has no {CARD}, and no {RECIPE} to write one from"
         raise InvalidInput(fact, f"write a {CARD} that says what this is")

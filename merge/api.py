@@ -135,6 +135,7 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
         write_companions(job, writer, target, recorded(job, setup, told_all, layout))
         writer.publish()
         pushed = published.finish(target) if published else None
+        told_all += published.warnings if published else ()
     return MergeReport(target, plan, told_all, time.perf_counter() - started, pushed)
 
 

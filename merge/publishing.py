@@ -28,6 +28,7 @@ class Publication:
     def __init__(self, upload: Upload, push: Push) -> None:
         self._upload, self._push = upload, push
         self._sent: set[str] = set()
+        self.warnings: tuple[str, ...] = ()
 
     def file(self, path: Path) -> None:
         """A weight file is complete."""
@@ -38,7 +39,8 @@ class Publication:
         """Write the card into the merged folder, send what is left, commit. The folder stays, whatever happens."""
         try:
             self._upload.check()
-            for name, source in to_publish(folder, self._push.target.repo, self._push.licence).items():
+            files, self.warnings = to_publish(folder, self._push.target.repo, self._push.licence)
+            for name, source in files.items():
                 if name not in self._sent:
                     self._upload.add(name, source)
             return self._upload.commit(f"Upload {folder.resolve().name} with paramsmith")
@@ -53,20 +55,22 @@ class Publication:
 
 def to_publish(
     folder: Path, repo: str, licence: str | None = None, progress: Progress | None = None
-) -> dict[str, Path | bytes]:
+) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
     """What is pushed of a merged folder, by name: its files, with lineage, card and a recipe that names no local path.
 
-    A card of somebody's own stays as it is. Raises what `describe` does; InvalidInput for a licence beside such a card.
+    Also the warnings. A card of somebody's own stays as it is. Raises what `describe` does; InvalidInput for a licence
+    beside such a card.
     """
     files: dict[str, Path | bytes] = {**files_of(folder)}
     card = folder / README
     if README not in files or ours(card):
-        return {**files, **describe(folder, licence=licence, repo=repo, progress=progress).files}
+        made = describe(folder, licence=licence, repo=repo, progress=progress)
+        return {**files, **made.files}, made.warnings
     if licence is not None:
         fact = f"{printable(card, 400)}: was written or edited by somebody, and says the licence itself"
         raise InvalidInput(fact, "leave --license out, or set license: in the file")
-    lineage, _ = completed(lineage_of(folder), folder, progress)
-    return {**files, NAME: lineage.to_bytes(), RECIPE: published_recipe(lineage).encode()}
+    lineage, warnings = completed(lineage_of(folder), folder, progress)
+    return {**files, NAME: lineage.to_bytes(), RECIPE: published_recipe(lineage).encode()}, warnings
 
 
 @contextmanager

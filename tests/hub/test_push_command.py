@@ -29,9 +29,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """What cards were asked for; they say little here."""
     asked: list[tuple[str, str | None]] = []
 
-    def to_publish(folder: Path, repo: str, licence: str | None) -> dict[str, Path | bytes]:
+    def to_publish(folder: Path, repo: str, licence: str | None) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
         asked.append((folder.name, licence))
-        return {**files_of(folder), "README.md": CARD, "merge.json": b"{}"}
+        return {**files_of(folder), "README.md": CARD, "merge.json": b"{}"}, ("careful",)
 
     def described_file(path: Path, *, licence: str | None) -> bytes:
         asked.append((path.name, licence))
@@ -104,7 +104,8 @@ def test_card_of_a_merge_is_written(
 ) -> None:
     out = model(tmp_path / "out", card=False)
     (out / "recipe.yaml").write_text("method: linear\n")
-    assert invoke(out, REPO, *(["--license", licence] if licence else [])).exit_code == 0
+    done = invoke(out, REPO, *(["--license", licence] if licence else []))
+    assert (done.exit_code, done.stderr) == (0, "warning: careful\n")
     assert written == [("out", licence)]
     assert stored(hub) == {**listing(out), "README.md": CARD, "merge.json": b"{}"}
 
