@@ -126,9 +126,9 @@ def run_workers(items: Iterable[B], work: Callable[[B, Scratch], None], threads:
     queue, lock = iter(items), threading.Lock()
     errors: list[BaseException] = []
 
-    def worker() -> None:
-        scratch = Scratch(device)
+    def worker(ended: threading.Event) -> None:
         try:
+            scratch = Scratch(device)
             with torch.inference_mode(), torch.cuda.stream(scratch.stream):
                 while not errors:
                     with lock:
@@ -138,18 +138,25 @@ def run_workers(items: Iterable[B], work: Callable[[B, Scratch], None], threads:
                     work(item, scratch)
         except BaseException as problem:  # noqa: BLE001 - handed to the caller, whatever it is
             errors.append(problem)
+        finally:
+            ended.set()
 
     with one_thread_an_operation():
-        crew = [threading.Thread(target=worker, name=f"worker {i}", daemon=True) for i in range(threads)]
-        for thread in crew:
-            thread.start()
+        ends = [threading.Event() for _ in range(threads)]
+        crew = [threading.Thread(target=worker, args=(end,), name="worker", daemon=True) for end in ends]
         try:
             for thread in crew:
-                thread.join()
+                thread.start()
+            for end in ends:
+                end.wait()
         except BaseException as problem:
             errors.append(problem)
-            for thread in crew:
-                thread.join()
+            # A thread still in native code when the interpreter ends takes the process down. Not `join` alone:
+            # interrupted once, Python 3.11 takes the thread for ended.
+            for thread, end in zip(crew, ends, strict=True):
+                if thread.ident is not None:
+                    end.wait()
+                    thread.join()
             raise
     if errors:
         raise errors[0]
