@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,15 @@ os.environ.setdefault("HF_XET_TELEMETRY_ENABLED", "0")
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tiny models: a second thread slows them down, a hundredfold on a busy machine; the same sums everywhere."""
+    from paramsmith.device import one_thread_an_operation
+
+    with one_thread_an_operation():
+        yield
 
 
 @pytest.hookimpl(trylast=True)  # after the selection by mark

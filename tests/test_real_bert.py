@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,6 @@ class Family:
     tunes: list[Path]
     tokenizer: Any
     unseen: dict[str, list[Pair]]
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """The same training on every machine, and no threads that wait for each other on a busy one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

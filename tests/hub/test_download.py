@@ -29,9 +29,6 @@ from paramsmith.hub import Reference, RemoteFile, Snapshot, repo_folder, snapsho
 from tests.hub.conftest import TRANSPORTS
 from tests.hub.hubstub import WRITE_TOKEN, Handler, HubStub, git_blob_id, lfs_pointer
 
-# how the client uploads in the preparation of these tests
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
 REPO = "alice/model"
 BIG, SMALL = "model.safetensors", "config.json"
 CONTENT = {BIG: random.Random(1).randbytes(400_000), SMALL: b'{"model_type": "llama"}\n' * 50}

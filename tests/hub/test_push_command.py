@@ -18,8 +18,6 @@ from paramsmith.upload import files_of
 from tests.hub.hubstub import WRITE_TOKEN, HubStub
 from tests.shared.staged import listing
 
-# what the client's own way of sending a file is told by its HTTP library
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 REPO = "alice/merged"
 CARD = b"---\nlicense: mit\n---\n# A model\n"
 

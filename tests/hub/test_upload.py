@@ -29,8 +29,6 @@ from tests.shared.staged import ROOT, cuts, fill, fill_all, interrupt, listing, 
 REPO = "alice/merged"
 CARD = b"---\nlicense: mit\nbase_model: [a/b, c/d]\n---\n# Merged\n"
 FOR_EVER = 1_000_000
-# what the client's own way of sending a file is told by its HTTP library
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.merge.learn.toys import Opened, zoo
 
@@ -27,9 +26,5 @@ def opened(zoo_files: tuple[Path, list[Path]]) -> Iterator[Opened]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Operations on a few numbers are slowed down by a second thread, a hundredfold on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def small(one_thread: None) -> None:
+    """Everything here is too small for a second thread."""

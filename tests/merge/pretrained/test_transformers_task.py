@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,7 @@ from paramsmith.merge.pretrained.task import transformers_task
 from paramsmith.merge.task import IGNORED, ModelTask, checked_batches, example_losses, tensor_names
 from tests.merge.pretrained.folders import SIZES, bert, gpt2, llama, pretrained, quiet, sentences, write_rows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take a hundred times what these models need."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
