@@ -14,10 +14,7 @@ the model's parameters are those of the checkpoint's tensors, or `names` maps th
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramsmith.errors import Failed, InvalidInput, ParamsmithError, printable
+from paramsmith.errors import InvalidInput, printable
 from paramsmith.memory import as_bytes
 from paramsmith.statistics import Readable
+from paramsmith.userfile import call_user, named_function
 
 Batch: TypeAlias = Mapping[str, Tensor]
 Likelihood: TypeAlias = Literal["categorical", "regression"]
@@ -99,10 +97,7 @@ class Whole(nn.Module):
 
 def load_tasks(reference: str, checkpoint: str) -> list[Task]:
     """The tasks that `file.py:function` makes of a checkpoint. InvalidInput or Failed says what went wrong there."""
-    path, colon, name = reference.rpartition(":")
-    if not colon or not path or not name.isidentifier():
-        raise InvalidInput(f"{printable(reference)!r} is no task", "write it as file.py:make_task")
-    made = call_user(load_function(Path(path), name), path, checkpoint)
+    made = call_user(named_function(reference, "task"), reference.rpartition(":")[0], checkpoint)
     listed: Sequence[object] = made if isinstance(made, Sequence) else [made]
     tasks: list[Task] = []
     for found in listed:
@@ -132,39 +127,6 @@ def _check_members(task: Task, reference: str) -> None:
         if not fits(found):
             shown = printable(repr(found), 60)
             raise InvalidInput(f"{printable(reference)}: the {member} of the task is {shown}", f"it is {told}")
-
-
-def load_function(path: Path, name: str) -> Callable[..., object]:
-    """A function of a Python file. InvalidInput when either is not there, Failed when the file raises."""
-    if not path.is_file():
-        raise InvalidInput(f"{printable(path)}: does not exist", "a Python file and a function in it: file.py:name")
-    whole = path.resolve()
-    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]
-    spec = importlib.util.spec_from_file_location(f"_paramsmith_user_{digest}", path)
-    if spec is None or spec.loader is None:
-        raise InvalidInput(f"{printable(path)}: is no Python file", "write it as file.py:name")
-    module = importlib.util.module_from_spec(spec)
-    # as for a script: dataclasses and pickle look the module up, and it may import its neighbours
-    sys.modules[module.__name__] = module
-    if str(whole.parent) not in sys.path:
-        sys.path.append(str(whole.parent))
-    call_user(spec.loader.exec_module, str(path), module)
-    found: object = getattr(module, name, None)
-    if not callable(found):
-        raise InvalidInput(f"{printable(path)}: has no function {printable(name)!r}", "write it as file.py:name")
-    return found
-
-
-def call_user(function: Callable[..., object], where: str, *arguments: object) -> object:
-    """Call somebody else's code; Failed names it, whatever it raises."""
-    try:
-        return function(*arguments)
-    except ParamsmithError:
-        raise
-    except (Exception, SystemExit) as problem:  # their code may fail in any way
-        told = printable(f"{type(problem).__name__}: {problem}".partition("\n")[0], 300)
-        fact = f"{printable(where)} raised {told}"
-        raise Failed(fact, "mend it there; PARAMSMITH_DEBUG=1 shows the trace") from problem
 
 
 def tensor_names(task: Task, checkpoint: Readable) -> dict[str, str]:

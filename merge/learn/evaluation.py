@@ -27,7 +27,8 @@ from paramsmith.checkpoint import Checkpoint
 from paramsmith.dtypes import torch_dtype
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.memory import as_bytes
-from paramsmith.merge.task import IGNORED, Task, call_user, example_losses, load_function
+from paramsmith.merge.task import IGNORED, Task, example_losses
+from paramsmith.userfile import call_user, load_function
 
 from .feeds import batches_of, on_device, outputs_of
 from .objectives import score

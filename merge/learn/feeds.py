@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from paramsmith.errors import Failed, InvalidInput
-from paramsmith.merge.task import IGNORED, Batch, DataDigest, Task, call_user, checked_batches, code_digest
+from paramsmith.merge.task import IGNORED, Batch, DataDigest, Task, checked_batches, code_digest
+from paramsmith.userfile import call_user
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.device import parse_bytes
 from paramsmith.errors import Failed, InvalidInput, printable
-from paramsmith.merge.task import Batch, Task, call_user
+from paramsmith.merge.task import Batch, Task
 from paramsmith.statistics import About, weights_digest
+from paramsmith.userfile import call_user
 
 from .inputs import as_wide, first_tensor, is_convolution, patches, width
 from .passes import Data, Progress, Seen, measure

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from paramsmith.errors import Failed
-from paramsmith.merge.task import call_user
+from paramsmith.userfile import call_user
 
 from .calls import Call, tensors_in, with_tensors
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from paramsmith.errors import InvalidInput
-from paramsmith.merge.task import Batch, Task, Whole, call_user, examples_in
+from paramsmith.merge.task import Batch, Task, Whole, examples_in
+from paramsmith.userfile import call_user
 
 from .calls import Call, owners, recorded
 from .replay import Replay

@@ -13,8 +13,9 @@ from paramsmith.dtypes import torch_dtype
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.memory import as_bytes
 from paramsmith.merge.learn.feeds import batches_of, on_device, outputs_of
-from paramsmith.merge.task import IGNORED, Batch, Task, call_user, check_labels, tensor_names
+from paramsmith.merge.task import IGNORED, Batch, Task, check_labels, tensor_names
 from paramsmith.statistics import Readable
+from paramsmith.userfile import call_user
 
 Features: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 _Reader: TypeAlias = Callable[[Batch, Tensor], Tensor]  # (batch, outputs) -> a row for each label

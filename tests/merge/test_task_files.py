@@ -18,12 +18,12 @@ from paramsmith.merge.task import (
     IGNORED,
     Batch,
     ModelTask,
-    call_user,
     checked_batches,
     code_digest,
     example_losses,
     load_tasks,
 )
+from paramsmith.userfile import call_user
 
 WORKING = """
 from __future__ import annotations
