@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from paramsmith.errors import Failed, InvalidInput, printable
@@ -119,14 +119,19 @@ def merge_method(
 def methods() -> dict[str, MergeMethod]:
     """Every merge method by name: ours and those of installed plug-ins, in order of name."""
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.value != OURS):
-        try:
-            point.load()
-        except Exception as problem:  # somebody else's module may fail in any way
-            owner = printable(point.dist.name if point.dist else point.value)
-            told = printable(f"{type(problem).__name__}: {problem}".partition("\n")[0], 300)
-            fact = f"the plug-in {owner} ({point.value}) cannot be loaded: {told}"
-            raise Failed(fact, f"update it, or remove it: pip uninstall {owner}") from problem
+        load_entry_point(point)
     return dict(sorted(_METHODS.items()))
+
+
+def load_entry_point(point: EntryPoint) -> None:
+    """Import what registers. Failed names the plug-in that cannot be loaded, and how to be rid of it."""
+    try:
+        point.load()
+    except Exception as problem:  # somebody else's module may fail in any way
+        owner = printable(point.dist.name if point.dist else point.value)
+        told = printable(f"{type(problem).__name__}: {problem}".partition("\n")[0], 300)
+        fact = f"the plug-in {owner} ({point.value}) cannot be loaded: {told}"
+        raise Failed(fact, f"update it, or remove it: pip uninstall {owner}") from problem
 
 
 def find_method(name: str) -> MergeMethod:

@@ -1,0 +1,1 @@
+"""Decoders: codes as raw tensors. One decoder, one short file."""

@@ -1,0 +1,1 @@
+"""Condition encoders: what is asked for, as codes. One encoder, one short file."""

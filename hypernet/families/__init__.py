@@ -1,0 +1,1 @@
+"""Families of architectures, to train on many targets and to judge by unseen ones."""

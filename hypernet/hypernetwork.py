@@ -1,0 +1,130 @@
+"""A hypernetwork: encoder >> decoder >> parametrization, made of named parts; saved as its config and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from paramsmith.errors import InvalidInput
+from paramsmith.params import validated
+from paramsmith.parts import Parts, bases, decoders, encoders, scales
+
+from .protocols import Condition, Design, Site
+from .specfile import spec_from_json, spec_to_json
+from .target import Slot, TargetSpec
+
+CHUNK = 1 << 24  # numbers decoded at once when a target is streamed; fixed, so that the bytes are the same everywhere
+
+
+class Hypernetwork(ModelMixin, ConfigMixin):
+    """`weights = base + scale(decoder(encoder(condition)))`, for one target or for any.
+
+    The arguments are plain data, which `config.json` holds: of each part its name and options, the shapes of a
+    condition, and the target where it is always the same.
+    """
+
+    config_name = "config.json"  # type: ignore[assignment]  # the base declares it as None
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        width: int,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        base: Mapping[str, Any],
+        scale: Mapping[str, Any],
+        condition: Mapping[str, Sequence[int]],
+        target: Mapping[str, Any] | None = None,
+        preset: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.spec = None if target is None else spec_from_json(target)
+        site = Site(width, self.spec, {name: tuple(shape) for name, shape in condition.items()})
+        self.encoder = _built(encoders, encoder, site)
+        self.decoder = _built(decoders, decoder, site)
+        self.base = _built(bases, base, site)
+        self.scale = _built(scales, scale, site)
+
+    @classmethod
+    def of(cls, design: Design, site: Site, preset: Mapping[str, Any] | None = None) -> Hypernetwork:
+        """Build a design for a site."""
+        parts = {
+            kind: {"name": chosen.name, "options": dict(chosen.options)}
+            for kind, chosen in zip(
+                ("encoder", "decoder", "base", "scale"),
+                (design.encoder, design.decoder, design.base, design.scale),
+                strict=True,
+            )
+        }
+        shapes = {name: list(shape) for name, shape in site.condition.items()}
+        target = spec_to_json(site.spec) if design.fixed and site.spec is not None else None
+        made: Hypernetwork = cls(design.width, **parts, condition=shapes, target=target, preset=preset)
+        return made
+
+    def forward(
+        self, condition: Condition, spec: TargetSpec | None = None, seeds: Sequence[int] = (0,)
+    ) -> dict[str, Tensor]:
+        """Weights (B, *shape) by slot; B conditions, or one condition with B seeds."""
+        spec = self.target(spec)
+        codes = self.encoder(condition, spec)  # (B, T or 1, d)
+        made: dict[str, Tensor] = {}
+        for group in spec.groups:
+            values = self._decoded(codes, group, spec, seeds)
+            made.update(zip((spec.slots[i].name for i in group), values.unbind(1), strict=True))
+        return made
+
+    @torch.no_grad()
+    def stream(
+        self, condition: Condition, spec: TargetSpec | None = None, seeds: Sequence[int] = (0,)
+    ) -> Iterator[tuple[Slot, Tensor]]:
+        """The same weights slot by slot, a bounded number of values at a time, in any order of slots."""
+        spec = self.target(spec)
+        codes = self.encoder(condition, spec)
+        for group in chunks(spec):
+            values = self._decoded(codes, group, spec, seeds)
+            yield from ((spec.slots[i], values[:, place]) for place, i in enumerate(group))
+
+    def target(self, spec: TargetSpec | None = None) -> TargetSpec:
+        """The target to generate for. InvalidInput where it is none of this generator's, before anything is decoded."""
+        if spec is None:
+            if self.spec is None:
+                raise InvalidInput("this generator makes any architecture, and none is given", "say which: --like")
+            spec = self.spec
+        elif self.spec is not None and [(s.name, s.shape) for s in spec.slots] != [
+            (s.name, s.shape) for s in self.spec.slots
+        ]:
+            raise InvalidInput("this generator was made for another target", "leave --like out")
+        for part in (self.encoder, self.decoder, self.base, self.scale):
+            if hasattr(part, "check"):
+                part.check(spec)
+        return spec
+
+    def _decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
+        slots = [spec.slots[i] for i in group]
+        own = codes[:, list(group)] if codes.shape[1] > 1 else codes.expand(-1, len(group), -1)
+        raw = self.decoder(own, slots)  # (B, S, *shape)
+        weights: Tensor = self.base(slots, seeds) + self.scale(raw, slots)
+        return weights
+
+
+def chunks(spec: TargetSpec) -> Iterator[tuple[int, ...]]:
+    """The groups of a spec, cut so that none has more than CHUNK numbers, or is one tensor."""
+    for group in spec.groups:
+        size = max(1, prod(spec.slots[group[0]].shape))
+        several = max(1, CHUNK // size)
+        yield from (group[start : start + several] for start in range(0, len(group), several))
+
+
+def _built(registry: Parts, chosen: Mapping[str, Any], site: Site) -> nn.Module:
+    part = registry.find(chosen["name"])
+    options = validated(part.params, chosen.get("options", {}), f"{registry.kind} {part.name}")
+    made = part.make(options, site)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"the {registry.kind} {part.name!r} is no torch.nn.Module")
+    return made

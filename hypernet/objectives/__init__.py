@@ -1,0 +1,1 @@
+"""What training a generator minimises. One objective, one short file."""
