@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
@@ -101,8 +101,9 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         ]:
             raise InvalidInput("this generator was made for another target", "leave --like out")
         for part in (self.encoder, self.decoder, self.base, self.scale):
-            if hasattr(part, "check"):
-                part.check(spec)
+            check = getattr(part, "check", None)
+            if callable(check):
+                check(spec)
         return spec
 
     def _decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:

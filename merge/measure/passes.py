@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from paramsmith.errors import Failed, InvalidInput
-from paramsmith.merge.task import Batch, DataDigest, Task, call_user, checked_batches, code_digest, examples_in
+from paramsmith.merge.task import Batch, DataDigest, Task, checked_batches, code_digest, examples_in
 from paramsmith.resumable import Resumable
+from paramsmith.userfile import call_user
 
 Progress: TypeAlias = Callable[[int, int], None]
 # Saving may take this share of the time.

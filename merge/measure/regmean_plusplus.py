@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.gram import regmean_solve
-from paramsmith.merge.task import Batch, Task, call_user, code_digest, examples_in
+from paramsmith.merge.task import Batch, Task, code_digest, examples_in
 from paramsmith.resumable import Resumable
 from paramsmith.statistics import About, weights_digest
+from paramsmith.userfile import call_user
 
 from .activations import Activations
 from .gram import GRAM

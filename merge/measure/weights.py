@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput, Refused, printable
-from paramsmith.merge.task import Batch, Task, call_user
+from paramsmith.merge.task import Batch, Task
+from paramsmith.userfile import call_user
 
 from .calls import owners
 from .inputs import first_tensor, is_convolution, is_transposed, multiplies, width
