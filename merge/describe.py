@@ -12,6 +12,7 @@ from pathlib import Path
 
 from paramsmith.card import Card, card_of
 from paramsmith.checkpoint import Checkpoint
+from paramsmith.disk import replace_file
 from paramsmith.errors import Failed, InvalidInput, Refused, printable
 from paramsmith.hub import snapshot
 from paramsmith.inputs import place, read_json
@@ -27,7 +28,7 @@ from .drift import Drift, measure_drift
 from .filecard import described_file
 from .recording import completed
 
-__all__ = ["Description", "check_licences", "describe", "described", "described_file", "write_card"]
+__all__ = ["Description", "check_licences", "describe", "described_file", "write_card"]
 
 # The last line of a card, which tells one that nobody has edited since.
 _SEAL = re.compile(rb"<!-- written by paramsmith, ([0-9a-f]{16}) -->\n\Z")
@@ -40,11 +41,6 @@ class Description:
     files: dict[str, bytes]
     warnings: tuple[str, ...]
     written: tuple[str, ...] = ()  # those of them that were put into the folder
-
-
-def described(folder: Path, *, licence: str | None = None) -> dict[str, bytes]:
-    """README.md, merge.json, recipe.yaml and, for a merge with a base, task_vectors.svg of a merged folder."""
-    return describe(folder, licence=licence).files
 
 
 def describe(
@@ -88,29 +84,10 @@ def write_card(
     # the recipe in the folder has the paths that run here; merge.json goes last, as it says that all is there
     names = tuple(name for name in (PICTURE, README, NAME) if name in made.files)
     for name in names:
-        put(folder / name, made.files[name])
+        replace_file(folder / name, made.files[name])
     if PICTURE not in names:
         (folder / PICTURE).unlink(missing_ok=True)
     return replace(made, written=names)
-
-
-def put(path: Path, data: bytes) -> None:
-    """Replace a file as a whole, or leave it as it was. Raises Failed."""
-    from paramsmith.disk import sync_data, sync_folder, write_at, write_error
-
-    staged = path.with_name(f".{path.name}.partial")
-    try:
-        staged.unlink(missing_ok=True)
-        fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            write_at(fd, data, 0, staged)
-            sync_data(fd, staged)
-        finally:
-            os.close(fd)
-        os.replace(staged, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise write_error(error, path) from error
 
 
 def sealed(text: str) -> bytes:

@@ -36,7 +36,7 @@ class Publication:
         self._upload.add(path.name, path)
 
     def finish(self, folder: Path) -> Pushed:
-        """Write the card into the merged folder, send what is left, commit. The folder stays, whatever happens."""
+        """Send the card and what else is left, and commit. The folder stays as it is, whatever happens."""
         try:
             self._upload.check()
             files, self.warnings = to_publish(folder, self._push.target.repo, self._push.licence)

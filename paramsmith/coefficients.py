@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from paramsmith.disk import replace_file
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.header import parse_header
 from paramsmith.inputs import open_regular, place, read_at, read_json
@@ -63,9 +64,7 @@ class Coefficients(BaseModel):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file at once, or not at all. Raises Failed."""
         target = Path(path)
-        staged = target.with_name(f".{target.name}.partial")
-        staged.write_bytes(self.to_bytes(target.suffix == ".safetensors"))
-        os.replace(staged, target)
+        replace_file(target, self.to_bytes(target.suffix == ".safetensors"))
 
     def to_bytes(self, packed: bool) -> bytes:
         """The file: safetensors when packed, else JSON."""

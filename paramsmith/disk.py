@@ -77,3 +77,20 @@ def check_space(folder: Path, missing: int) -> None:
     if disk.f_blocks and free < needed:
         fact = f"{printable(folder, 400)}: {needed:,} bytes are needed, {free:,} bytes are free"
         raise Refused(fact, "free some space or choose an output on another disk")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a small file as a whole, or leave it as it was. Raises Failed."""
+    staged = path.with_name(f".{path.name}.partial")
+    try:
+        staged.unlink(missing_ok=True)
+        fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            write_at(fd, data, 0, staged)
+            sync_data(fd, staged)
+        finally:
+            os.close(fd)
+        os.replace(staged, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(error, path) from error

@@ -22,7 +22,7 @@ from paramsmith.errors import InvalidInput, Refused
 from paramsmith.licences import agreed
 from paramsmith.lineage import NAME, PICTURE, README, RECIPE
 from paramsmith.markdown import code, fenced, front_matter, prose
-from paramsmith.merge.describe import check_licences, described, described_file, ours, write_card
+from paramsmith.merge.describe import check_licences, describe, described_file, ours, write_card
 from paramsmith.recipe import load_recipe
 from paramsmith.statistics import About
 from tests.hub.hubstub import HubStub
@@ -202,7 +202,7 @@ def test_front_matter_means_the_same_to_every_reader() -> None:
 
 
 def test_the_head_of_a_merge(tmp_path: Path) -> None:
-    files = described(merged(tmp_path / "out", models(tmp_path, [*LANGUAGES, LANGUAGES[0]])))
+    files = describe(merged(tmp_path / "out", models(tmp_path, [*LANGUAGES, LANGUAGES[0]]))).files
     assert front(files) == {
         "library_name": "transformers",
         "tags": ["merge", "paramsmith", "ties"],
@@ -213,7 +213,7 @@ def test_the_head_of_a_merge(tmp_path: Path) -> None:
 
 
 def test_a_merge_of_the_hub(hub: HubStub, tmp_path: Path) -> None:
-    files = described(merged(tmp_path / "out", on_hub(hub, tmp_path / "local")))
+    files = describe(merged(tmp_path / "out", on_hub(hub, tmp_path / "local"))).files
     assert front(files) == {
         "base_model": ["alice/base", "alice/first", "alice/second"],
         "base_model_relation": "merge",
@@ -233,7 +233,7 @@ def test_no_path_of_this_machine_is_published(tmp_path: Path) -> None:
     home = tmp_path / "someone's home"
     out = merged(home / "out", models(home, [MIT] * 3), parameters={"weight": [0.25, 0.75]})
     write_card(out)
-    files = described(out)
+    files = describe(out).files
     assert str(tmp_path) not in texts(files)
     assert "someone" not in texts(files)
     assert files[NAME] == (out / NAME).read_bytes()
@@ -250,14 +250,14 @@ def test_no_path_of_this_machine_is_published(tmp_path: Path) -> None:
 
 def test_the_same_card_every_time(tmp_path: Path) -> None:
     out = merged(tmp_path / "out", models(tmp_path, [MIT] * 4))
-    assert described(out) == described(out)
+    assert describe(out).files == describe(out).files
 
 
 def test_numbers_only_with_a_base(tmp_path: Path) -> None:
-    files = described(merged(tmp_path / "out", models(tmp_path, [MIT] * 2), "linear"))
+    files = describe(merged(tmp_path / "out", models(tmp_path, [MIT] * 2), "linear")).files
     assert PICTURE not in files
     assert "Task vectors" not in body_of(files)
-    with_base = described(merged(tmp_path / "out2", models(tmp_path, [MIT] * 3)))
+    with_base = describe(merged(tmp_path / "out2", models(tmp_path, [MIT] * 3))).files
     assert f"]({PICTURE})" in body_of(with_base)
     ElementTree.fromstring(with_base[PICTURE])
 
@@ -328,9 +328,9 @@ def test_nothing_from_an_input_is_more_than_text(at: int, tmp_path: Path) -> Non
     (out / f"x{name}").write_text("added")
     if not f"x{name}".isprintable() or set(f"x{name}") & set("\\:"):
         with pytest.raises(InvalidInput, match="is not the name of a file inside the folder"):
-            described(out, licence="other")
+            describe(out, licence="other")
         (out / f"x{name}").unlink()
-    files = described(out, licence="other")
+    files = describe(out, licence="other").files
     page = rendered(body_of(files))
     assert "a" in page.tags
     assert body_of(files).count("\n## ") == len(re.findall(r"^## ", body_of(files), re.MULTILINE))
@@ -413,7 +413,7 @@ def test_weights_that_are_not_here_are_not_fetched_for_a_picture(hub: HubStub, t
     out = merged(tmp_path / "out", on_hub(hub, tmp_path / "local"))
     shutil.rmtree(tmp_path / "home")
     hub.requests.clear()
-    files = described(out)
+    files = describe(out).files
     assert PICTURE not in files
     assert "not on this machine" in body_of(files)
     large = [r for r in hub.requests if r["path"].endswith(".safetensors") and r.get("sent", 0) > 70_000]

@@ -16,7 +16,7 @@ from paramsmith.errors import Failed, InvalidInput
 from paramsmith.hashing import sha256_of
 from paramsmith.hub import repo_folder
 from paramsmith.lineage import NAME, Lineage, lineage_of, local_names, read_lineage, without_paths
-from paramsmith.merge.describe import described, write_card
+from paramsmith.merge.describe import describe, write_card
 from paramsmith.merge.recording import completed
 from paramsmith.recipe import Recipe, Slice, SliceSource
 from tests.hub.hubstub import HubStub
@@ -62,7 +62,7 @@ def test_the_same_merge_gives_the_same_bytes_wherever_it_is_run(out: Path, tmp_p
         os.utime(elsewhere / name / "model.safetensors", (1, 1))
     other = merged(elsewhere / "out", [str(elsewhere / n) for n in ("base", "first", "second")], parameters=PARAMETERS)
     assert (other / NAME).read_bytes() == (out / NAME).read_bytes()
-    both = [describe[NAME] for describe in (described(out), described(other))]
+    both = [made[NAME] for made in (describe(out).files, describe(other).files)]
     assert both[0] == both[1]
 
 
@@ -191,10 +191,10 @@ def test_another_recipe_is_not_taken_for_it(out: Path) -> None:
     recipe = (out / "recipe.yaml").read_text()
     (out / "recipe.yaml").write_text(recipe.replace("density: 0.5", "density: 0.6"))
     with pytest.raises(InvalidInput, match=r"is not the recipe that merge.json tells of"):
-        described(out)
+        describe(out)
     (out / "recipe.yaml").unlink()
     with pytest.raises(InvalidInput, match=r"holds no recipe.yaml"):
-        described(out)
+        describe(out)
 
 
 def test_slices_and_two_folders_of_one_name(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_verify_without_lineage(tmp_path: Path) -> None:
 
 def pushed(hub: HubStub, out: Path) -> None:
     """As a push leaves it: what `described` gives over the files of the folder."""
-    publish(hub, "alice/merged", {**contents(out), **described(out)})
+    publish(hub, "alice/merged", {**contents(out), **describe(out).files})
 
 
 @pytest.fixture
@@ -457,6 +457,6 @@ def test_a_folder_of_the_cache_is_the_repository(hub: HubStub, tmp_path: Path) -
     assert [each.repo for each in lineage.inputs] == ["alice/base", "alice/first", "alice/second"]
     weights = lineage.inputs[1].files["model.safetensors"]
     assert weights.sha256 == sha256(tmp_path / "local/first/model.safetensors")
-    files = described(out)
+    files = describe(out).files
     assert str(tmp_path) not in texts(files)
     assert b"license: mit" in files["README.md"]

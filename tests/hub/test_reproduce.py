@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from paramsmith.errors import InvalidInput, Refused
 from paramsmith.lineage import NAME, lineage_of
-from paramsmith.merge.describe import described, write_card
+from paramsmith.merge.describe import describe, write_card
 from paramsmith.merge.reproduce import reproduce
 from paramsmith.recipe import Recipe, entries
 from paramsmith.statistics import About, weights_digest
@@ -116,7 +116,7 @@ def test_statistics_and_coefficients_come_along(tmp_path: Path, monkeypatch: pyt
 
 
 def push(hub: HubStub, out: Path) -> None:
-    publish(hub, "alice/merged", {**contents(out), **described(out)})
+    publish(hub, "alice/merged", {**contents(out), **describe(out).files})
 
 
 def test_from_the_hub(hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
