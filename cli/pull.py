@@ -27,7 +27,6 @@ _OTHERS = (
 _CODE = ".py .pyc .ipynb .sh .js .so .dll .exe"
 _LEFT_OUT = frozenset(f"{_PICKLES} {_OTHERS} {_CODE}".split())
 _WEIGHTS = frozenset(f"{_PICKLES} {_OTHERS}".split())
-_INDEX = ".safetensors.index.json"
 
 
 @click.command("pull", short_help="Fetch a model, or statistics, from the Hub.")
@@ -50,7 +49,8 @@ def command(
     """
     reference = _reference(model)
     from paramsmith.download import fetch, missing_bytes, remember_revision
-    from paramsmith.hub import repo_folder, snapshot
+    from paramsmith.hub import snapshot
+    from paramsmith.hubcache import snapshot_folder
     from paramsmith.progress import bar
 
     held = snapshot(reference)
@@ -63,7 +63,7 @@ def command(
         remember_revision(reference, held)
         if place is not None:
             _publish(place, reference, held, names, progress)
-    path = found.get(reference.path) or repo_folder(held.repo) / "snapshots" / held.commit / reference.path
+    path = found.get(reference.path) or snapshot_folder(held.repo, held.commit) / reference.path
     _show(place.target if place else path, held, names, coming, quiet)
 
 
@@ -106,11 +106,11 @@ def _check_complete(held: Snapshot, names: Sequence[str]) -> None:
         return
     from paramsmith.download import cached
     from paramsmith.inputs import read_json
-    from paramsmith.weightfiles import MAX_INDEX
+    from paramsmith.weightfiles import INDEX_SUFFIX, MAX_INDEX
 
     show_warning(f"{held}: the hub was not reached, these are the files that the cache has of it")
     for name in names:
-        path = cached(held, name) if name.endswith(_INDEX) else None
+        path = cached(held, name) if name.endswith(INDEX_SUFFIX) else None
         listed = read_json(path, MAX_INDEX)[0].get("weight_map") if path else None
         for shard in sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else ():
             if f"{name.removesuffix(PurePosixPath(name).name)}{shard}" not in held.files:
@@ -147,11 +147,9 @@ def _destination(output: Path | None, single: bool, force: bool) -> Iterator[Des
 def _check_room(place: Destination, held: Snapshot, names: Sequence[str], coming: int) -> None:
     """Refuse before downloading when the disk of the output is too small for the copy."""
     from paramsmith.disk import check_space
-    from paramsmith.hub import cache_folder
+    from paramsmith.hubcache import existing_cache
 
-    cache = cache_folder()
-    cache = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    shared = cache.stat().st_dev == place.staging.stat().st_dev
+    shared = existing_cache().stat().st_dev == place.staging.stat().st_dev
     check_space(place.parent, sum(held.files[name].size for name in names) + (coming if shared else 0))
 
 

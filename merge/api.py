@@ -16,7 +16,7 @@ from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import Failed, InvalidInput, MergeWarning, printable
 from paramsmith.params import check_filters
 from paramsmith.plan import Plan
-from paramsmith.progress import Progress
+from paramsmith.progress import Progress, part_of
 from paramsmith.recipe import ModelEntry, Recipe, entries, method_for
 
 from .options import Compile, Push, RunOptions
@@ -108,7 +108,7 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
     """Run a recipe."""
     from paramsmith.staging import Writer
 
-    from .arrival import after, bring, to_download
+    from .arrival import bring
     from .engine import job_key, run_job
     from .outcome import layout_of, write_companions
     from .recording import recorded
@@ -126,7 +126,7 @@ def run(recipe: Recipe, output: str | os.PathLike[str], options: RunOptions | No
         published = stack.enter_context(_publication(options.push, job, target)) if options.push else None
         key, tell = job_key(job, setup.compiled), published.file if published else None
         writer = stack.enter_context(Writer(target, layout, key, force=options.force, on_file=tell))
-        progress = after(job, options, to_download(job))
+        progress = options.progress if options.stream else part_of(options.progress, plan.bytes_downloaded)
         bring(job, options, target)
         told_all = (*recipe.warnings, *job.warnings, *told, *run_job(job, setup, writer, progress))
         for model in (*job.models, *([job.base] if job.base else [])):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.destination import Destination
 from paramsmith.disk import check_space
-from paramsmith.hub import cache_folder
-from paramsmith.progress import Progress, then
+from paramsmith.hubcache import existing_cache
+from paramsmith.progress import Progress, part_of
 
 from .job import Job
 from .options import RunOptions
@@ -34,38 +33,19 @@ def bring(job: Job, options: RunOptions, output: Path) -> None:
         home.mkdir()
         check_space(home, sum(model.stream(names, home) for model, names in needed))
     else:
-        _fetch(job, needed, options.progress)
+        _fetch(needed, options.progress)
     if isinstance(job.reference, Checkpoint):
         job.reference.fetch_companions()
 
 
-def after(job: Job, options: RunOptions, downloaded: int) -> Progress | None:
-    """The callback of a merge that comes after its downloads."""
-    return options.progress if options.stream else then(options.progress, downloaded, 0)[1]
-
-
-def _fetch(job: Job, needed: list[tuple[Checkpoint, list[str]]], progress: Progress | None) -> None:
+def _fetch(needed: list[tuple[Checkpoint, list[str]]], progress: Progress | None) -> None:
     missing = [model.missing(names) for model, names in needed]
-    if not any(missing):
-        progress = None
-    else:
-        _check_room(sum(missing))
-    done = 0
+    total, done = sum(missing), 0
+    if total:
+        check_space(existing_cache(), total)
     for (model, names), nbytes in zip(needed, missing, strict=True):
-        ahead, _ = then(progress, sum(missing), 0)
-        model.fetch(names, _shifted(ahead, done))
+        model.fetch(names, part_of(progress, done, total) if total else None)
         done += nbytes
-
-
-def _shifted(progress: Progress | None, before: int) -> Progress | None:
-    return progress and (lambda done, total: progress(before + done, total))
-
-
-def _check_room(nbytes: int) -> None:
-    cache = cache_folder()
-    while not os.path.isdir(cache):
-        cache = cache.parent
-    check_space(cache, nbytes)
 
 
 def _needed(job: Job) -> list[tuple[Checkpoint, list[str]]]:

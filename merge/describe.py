@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from paramsmith.markdown import front_matter
 from paramsmith.model_config import MAX_CONFIG
 from paramsmith.progress import Progress
 from paramsmith.recipe import load_recipe
+from paramsmith.seal import ours, sealed
 
 from .cardtext import Told, body, picture, published_recipe
 from .drift import Drift, measure_drift
@@ -29,10 +28,6 @@ from .filecard import described_file
 from .recording import completed
 
 __all__ = ["Description", "check_licences", "describe", "described_file", "write_card"]
-
-# The last line of a card, which tells one that nobody has edited since.
-_SEAL = re.compile(rb"<!-- written by paramsmith, ([0-9a-f]{16}) -->\n\Z")
-
 
 @dataclass(frozen=True)
 class Description:
@@ -88,21 +83,6 @@ def write_card(
     if PICTURE not in names:
         (folder / PICTURE).unlink(missing_ok=True)
     return replace(made, written=names)
-
-
-def sealed(text: str) -> bytes:
-    """A card with the line at its end that `ours` knows it by."""
-    data = text.encode()
-    return data + f"\n<!-- written by paramsmith, {hashlib.sha256(data).hexdigest()[:16]} -->\n".encode()
-
-
-def ours(path: Path) -> bool:
-    """Whether a card is one that was written here, to the byte."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > 10_000_000:
-        return False
-    data = path.read_bytes()
-    found = _SEAL.search(data)
-    return found is not None and hashlib.sha256(data[: found.start() - 1]).hexdigest()[:16] == found[1].decode()
 
 
 def check_licences(models: Sequence[Checkpoint], licence: str | None = None) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import InvalidInput, ParamsmithError, printable
 from paramsmith.lineage import NAME, README, RECIPE, lineage_of
 from paramsmith.progress import Progress
+from paramsmith.seal import ours
 from paramsmith.upload import Pushed, Upload, files_of
 
 from .cardtext import published_recipe
-from .describe import check_licences, describe, ours
+from .describe import check_licences, describe
 from .recording import completed
 
 if TYPE_CHECKING:

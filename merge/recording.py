@@ -15,7 +15,8 @@ from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.hashing import sha256_of
 from paramsmith.header import parse_header
-from paramsmith.hub import SCHEME, Reference, repo_folder
+from paramsmith.hub import SCHEME, Reference
+from paramsmith.hubcache import snapshot_folder
 from paramsmith.inputs import open_regular, place
 from paramsmith.lineage import (
     NAME,
@@ -37,7 +38,8 @@ from paramsmith.progress import Progress
 from paramsmith.recipe import load_recipe
 from paramsmith.shards import INDEX_NAME, Layout
 from paramsmith.statistics import Statistics
-from paramsmith.verifying import PICKLES, files_in
+from paramsmith.verifying import files_in
+from paramsmith.weightfiles import PICKLES
 
 from .outcome import layout_of
 
@@ -153,7 +155,7 @@ def _held(lineage: Lineage) -> dict[Path, tuple[Input, str]]:
     found = {}
     for each in lineage.inputs:
         if each.hub is not None:
-            home = repo_folder(each.hub.repo) / "snapshots" / str(each.hub.commit)
+            home = snapshot_folder(each.hub.repo, str(each.hub.commit))
             paths = {home / each.remote(name): (each, name) for name, file in each.files.items() if file.sha256}
             found.update({path: of for path, of in paths.items() if path.is_file()})
     return found

@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from paramsmith.errors import InvalidInput, printable
-from paramsmith.hub import MAIN, Reference, RemoteFile, Snapshot, check_path, repo_folder
+from paramsmith.hub import MAIN, Reference, RemoteFile, Snapshot, cache_folder, check_path, repo_folder
 
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def cached(snapshot: Snapshot, name: str) -> Path | None:
@@ -73,6 +73,17 @@ def blob_path(snapshot: Snapshot, file: RemoteFile) -> Path:
     return repo_folder(snapshot.repo) / "blobs" / file.etag
 
 
+def snapshot_folder(repo: str, commit: str) -> Path:
+    """Where the cache has the files of a commit under their names."""
+    return repo_folder(repo) / "snapshots" / commit
+
+
+def existing_cache() -> Path:
+    """The cache's folder, or, while it is not there, the nearest one above that is: the disk that it will be on."""
+    cache = cache_folder()
+    return next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+
+
 def has_size(path: Path, size: int) -> bool:
     """Whether there is a file of that size."""
     try:
@@ -83,11 +94,11 @@ def has_size(path: Path, size: int) -> bool:
 
 def _pointer(snapshot: Snapshot, name: str) -> Path:
     _check_hash(snapshot, snapshot.commit)
-    return repo_folder(snapshot.repo) / "snapshots" / snapshot.commit / name
+    return snapshot_folder(snapshot.repo, snapshot.commit) / name
 
 
 def _check_hash(snapshot: Snapshot, text: str) -> None:
-    if not _HASH.fullmatch(text):
+    if not HASH.fullmatch(text):
         raise InvalidInput(f"{snapshot}: {printable(text)} is not a hash", "do not trust this hub")
 
 

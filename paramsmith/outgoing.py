@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.hub import RemoteFile, Snapshot
 from paramsmith.inputs import open_regular, place, read_at, read_json
+from paramsmith.weightfiles import INDEX_SUFFIX, MAX_INDEX, PICKLES, SUFFIX
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
 ITS_OWN = ".gitattributes"  # the Hub's, which it also changes by itself: neither pushed nor compared
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # could run code when loaded
 _IN_MEMORY = 10_000_000  # bytes; the Hub takes no larger file as a plain one, which a commit holds in memory anyway
-_INDEX_BYTES = 100_000_000
 _HELD = Path("/proc/self/fd")
 
 
@@ -38,10 +36,10 @@ def files_of(folder: Path) -> dict[str, Path]:
         raise InvalidInput(f"{place(folder)}: cannot be read: {(error.strerror or '').lower()}") from None
     for name in found:
         check_name(name)
-    if not any(name.endswith(WEIGHTS) for name in found):
-        raise InvalidInput(f"{place(folder)}: holds no weights (*{WEIGHTS})", "give the folder of a model")
+    if not any(name.endswith(SUFFIX) for name in found):
+        raise InvalidInput(f"{place(folder)}: holds no weights (*{SUFFIX})", "give the folder of a model")
     for name in found:
-        if name.endswith(INDEX):
+        if name.endswith(INDEX_SUFFIX):
             _check_index(name, found)
     return dict(sorted(found.items()))
 
@@ -77,7 +75,7 @@ class Outgoing:
     @property
     def is_large(self) -> bool:
         """Whether it is worth a transfer of its own."""
-        return self.name.endswith(WEIGHTS) or self.nbytes > _IN_MEMORY
+        return self.name.endswith(SUFFIX) or self.nbytes > _IN_MEMORY
 
     @property
     def sha256(self) -> str:
@@ -162,7 +160,7 @@ class Wanted:
         """Weights and indexes of the old head that are not pushed: they go, so that no two models mix."""
         if self.beside:
             return frozenset()
-        return frozenset(name for name in self.head.files.keys() - self.files if name.endswith((WEIGHTS, INDEX)))
+        return frozenset(name for name in self.head.files.keys() - self.files if name.endswith((SUFFIX, INDEX_SUFFIX)))
 
     def is_at(self, there: Snapshot) -> bool:
         """Whether this is the tree of that commit, by the hashes of all its files."""
@@ -191,7 +189,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _may_leave(path: Path, home: Path) -> bool:
-    if not path.is_file() or path.name.startswith(".") or path.suffix.lower() in _PICKLES:
+    if not path.is_file() or path.name.startswith(".") or path.suffix.lower() in PICKLES:
         return False
     real = path.resolve()
     return real.is_relative_to(home) and not any(part.startswith(".") for part in real.relative_to(home).parts)
@@ -199,7 +197,7 @@ def _may_leave(path: Path, home: Path) -> bool:
 
 def _check_index(name: str, found: dict[str, Path]) -> None:
     """A model whose index names a file that stays behind would be a broken one."""
-    shards = read_json(found[name], _INDEX_BYTES)[0].get("weight_map")
+    shards = read_json(found[name], MAX_INDEX)[0].get("weight_map")
     beside = name.rpartition("/")[0]
     for shard in sorted({str(shard) for shard in shards.values()} if isinstance(shards, dict) else ()):
         if f"{beside}/{shard}".lstrip("/") not in found:

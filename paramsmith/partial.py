@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +14,11 @@ from pathlib import Path
 from paramsmith.disk import sync_folder, write_at, write_error
 from paramsmith.errors import Failed, printable
 from paramsmith.hub import RemoteFile
+from paramsmith.hubcache import HASH
 from paramsmith.inputs import open_regular, place, read_at
 from paramsmith.transfer import Source
 
 _PIECE = 1 << 20
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Partial:
@@ -77,7 +76,7 @@ class Partial:
                     tell(at)
             finally:
                 os.close(other)
-            if _HASH.fullmatch(self.file.etag) and self._read(fd, at).hexdigest() != self.file.etag:
+            if HASH.fullmatch(self.file.etag) and self._read(fd, at).hexdigest() != self.file.etag:
                 self.path.unlink(missing_ok=True)
                 raise self._damaged(source)
             self._publish(fd)

@@ -27,15 +27,8 @@ def bar(enabled: bool = True, unit: str = "bytes") -> Iterator[Progress]:
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
-def then(progress: Progress | None, first: int, second: int) -> tuple[Progress | None, Progress | None]:
-    """Two callbacks, for two pieces of work of these sizes, that tell one as a whole."""
-    if progress is None or not first:
-        return None, progress
-
-    def ahead(done: int, total: int) -> None:
-        progress(done, first + second)
-
-    def after(done: int, total: int) -> None:
-        progress(first + done, first + total)
-
-    return ahead, after
+def part_of(progress: Progress | None, before: int, total: int | None = None) -> Progress | None:
+    """The callback of a piece of work that comes after `before` bytes of other work; `total` of all, where known."""
+    if progress is None:
+        return None
+    return lambda done, own: progress(before + done, before + own if total is None else total)

@@ -10,16 +10,16 @@ from typing import Literal
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hashing import sha256_of
-from paramsmith.hub import Reference, Snapshot, repo_folder, snapshot
-from paramsmith.hubcache import has_size
+from paramsmith.hub import Reference, Snapshot, snapshot
+from paramsmith.hubcache import has_size, snapshot_folder
 from paramsmith.inputs import place
 from paramsmith.lineage import DESCRIPTIVE, MAX_BYTES, NAME, RECIPE, Lineage, lineage_of, paired, read_lineage
 from paramsmith.progress import Progress
 from paramsmith.recipe import load_recipe
+from paramsmith.weightfiles import PICKLES
 
 Status = Literal["ok", "differs", "missing", "extra", "not here"]
 # What a loader may take for the model, or run: no harmless addition to it.
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _LOADED = (*PICKLES, ".safetensors", ".json", ".py", ".so", ".gguf", ".h5", ".msgpack", ".onnx")
 _MOST_RECIPE = 1_000_000
 
@@ -97,7 +97,7 @@ def published(
 
 def in_cache(held: Snapshot, name: str) -> Path:
     """Where the cache has a file that a snapshot which is not complete tells of."""
-    return repo_folder(held.repo) / "snapshots" / held.commit / name
+    return snapshot_folder(held.repo, held.commit) / name
 
 
 def unreached(held: Snapshot) -> str:

@@ -16,7 +16,7 @@ MAX_INDEX = 100_000_000
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 _STEMS = ("model", "diffusion_pytorch_model")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # could run code when loaded
 _PACKED = ("qweight", "qzeros", "g_idx", "weight_packed", "quant_map", ".SCB")
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 
@@ -39,7 +39,7 @@ def find_weights(path: str | os.PathLike[str]) -> WeightFiles:
         return _in_folder(found)
     if found.name.endswith(INDEX_SUFFIX):
         raise InvalidInput(f"{place(found)}: is an index, not weights", "name the folder it lies in")
-    if found.suffix.lower() in _PICKLES:
+    if found.suffix.lower() in PICKLES:
         raise _pickled(found)
     if found.suffix != SUFFIX:
         raise InvalidInput(f"{place(found)}: is neither a folder nor a {SUFFIX} file", "convert it first")
@@ -150,7 +150,7 @@ def _nothing(folder: Path, names: list[str], others: list[str]) -> InvalidInput:
         sharded = any(_SHARD.fullmatch(name) for name in others)
         hint = "download the index as well" if sharded else "name one of the files"
         return InvalidInput(f"{place(folder)}: there is no index that says how {listed} belong together", hint)
-    pickled = [name for name in names if name.endswith(_PICKLES) and ("model" in name or len(names) == 1)]
+    pickled = [name for name in names if name.endswith(PICKLES) and ("model" in name or len(names) == 1)]
     if pickled:
         return _pickled(folder / pickled[0])
     wanted = ", ".join(stem + end for stem in _STEMS for end in (SUFFIX, INDEX_SUFFIX))
