@@ -123,7 +123,11 @@ class Task(Protocol):
     """What generators are trained for and judged by."""
 
     def episode(self, rng: torch.Generator, split: str = "train") -> Episode:
-        """A draw that depends on the state of `rng` alone; `split` is "train" or "test" (unseen data and targets)."""
+        """A draw that depends on the state of `rng` alone.
+
+        `split` is "train"; "test": an unseen target or condition, `support` all rows that may be trained on, `query`
+        unseen rows; or "zoo": a target and condition of training, with data as of "test".
+        """
         ...
 
     def loss(self, run: Run, batch: Batch) -> Tensor:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
+
+from paramsmith.errors import InvalidInput, printable
 
 from .graph import Graph
 
 Role = Literal["matrix", "kernel", "embedding", "position", "head", "bias", "norm_scale", "norm_shift"]
+MAX_NUMBERS = 10**12  # that a target may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +47,32 @@ class Buffer:
     fill: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TargetSpec:
-    """All tensors of a target, in the order of the module; equal when names and shapes are, whatever the graph."""
+    """All tensors of a target, in the order of the module.
+
+    Two are equal when names and shapes are, in this order, whatever roles, types, graph and config.
+    """
 
     slots: tuple[Slot, ...]
     buffers: tuple[Buffer, ...] = ()
-    graph: Graph | None = field(default=None, compare=False)
-    config: Mapping[str, object] | None = field(default=None, compare=False)  # config.json, kept
+    graph: Graph | None = None
+    config: Mapping[str, object] | None = None  # config.json, kept
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TargetSpec) and self._shapes == other._shapes
+
+    def __hash__(self) -> int:
+        return hash(self._shapes)
+
+    @cached_property
+    def _shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return tuple((slot.name, slot.shape) for slot in self.slots)
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over names and shapes: equal hashes, interchangeable weights."""
-        told = [[slot.name, list(slot.shape)] for slot in self.slots]
+        """sha256 over names and shapes, in any order: equal hashes, interchangeable weights."""
+        told = sorted([slot.name, list(slot.shape)] for slot in self.slots)
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     @cached_property
@@ -67,7 +84,11 @@ class TargetSpec:
         return tuple(map(tuple, found.values()))
 
     def with_classes(self, classes: int) -> TargetSpec:
-        """The same target for another number of classes."""
+        """The same target for another number of classes. InvalidInput where it has no head that could have them."""
+        if classes < 1:
+            raise InvalidInput(f"a target cannot have {classes} classes", "give 1 or more")
+        if all(slot.class_axis is None for slot in self.slots):
+            raise InvalidInput("no layer of the target is known to be its head", "say how many classes it has now")
 
         def resized(slot: Slot) -> Slot:
             if slot.class_axis is None:
@@ -76,4 +97,27 @@ class TargetSpec:
             shape[slot.class_axis] = classes
             return replace(slot, shape=tuple(shape))
 
-        return replace(self, slots=tuple(map(resized, self.slots)))
+        slots = tuple(map(resized, self.slots))
+        return replace(self, slots=slots, graph=self.graph and _reshaped(self.graph, self.slots, slots))
+
+
+def check_sizes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """InvalidInput for a target of no tensors, of empty ones, or of more than MAX_NUMBERS numbers."""
+    if not shapes:
+        raise InvalidInput("the target has no parameters to generate", "give a module or a checkpoint that has some")
+    empty = next((name for name, shape in shapes.items() if 0 in shape), None)
+    if empty is not None:
+        raise InvalidInput(f"{printable(empty)}: has no elements: {list(shapes[empty])}", "leave it out of the target")
+    total = sum(math.prod(shape) for shape in shapes.values())
+    if total > MAX_NUMBERS:
+        fact = f"the target has {printable(f'{total:,}')} numbers; at most {MAX_NUMBERS:,} are generated"
+        raise InvalidInput(fact, "check the sizes of its layers")
+
+
+def _reshaped(graph: Graph, before: tuple[Slot, ...], after: tuple[Slot, ...]) -> Graph:
+    """The graph with the shapes of the tensors that changed."""
+    nodes = list(graph.nodes)
+    for place, old, new in zip(graph.node_of, before, after, strict=True):
+        if nodes[place].shape == old.shape:
+            nodes[place] = replace(nodes[place], shape=new.shape)
+    return replace(graph, nodes=tuple(nodes))

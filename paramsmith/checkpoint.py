@@ -131,13 +131,16 @@ class Checkpoint:
         if self._remote is not None and self.folder is not None:
             self._remote.fetch_beside(companion_names(self._remote.names))
 
-    def whole_folder(self) -> Path | None:
-        """The folder with all that running the model needs, fetched from the Hub if it is there; None for a file."""
+    def whole_folder(self, weights: bool = True) -> Path | None:
+        """The folder with all that running the model needs, fetched from the Hub if it is there; None for a file.
+
+        Without its weights, if they are not wanted. It stays when the checkpoint is closed.
+        """
         if self._remote is None or self.folder is None:
             return self.folder
         beside = [name for name in self._remote.names if name.endswith((".json", ".txt")) and "/" not in name]
-        weights = [path.name for path in self._opened]
-        return self._remote.fetch_folder([*weights, *{*beside, *companion_names(self._remote.names)}])
+        files = [path.name for path in self._opened] if weights else []
+        return self._remote.fetch_folder([*files, *sorted({*beside, *companion_names(self._remote.names)})])
 
     def stream(self, names: Sequence[str], folder: Path) -> int:
         """Keep no weights: each file is on the disk of `folder` only while tensors in it are read, in this order.

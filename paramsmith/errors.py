@@ -40,6 +40,10 @@ class MergeWarning(UserWarning):
     """Something about the inputs that a caller in Python should know; commands print it."""
 
 
+class GenerateWarning(UserWarning):
+    """Something about a target or a generator that a caller in Python should know; commands print it."""
+
+
 def printable(text: object, limit: int = 120) -> str:
     """Make text from an input safe for a terminal: control characters escaped, the middle of long text cut out.
 
