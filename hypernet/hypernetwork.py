@@ -12,10 +12,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.params import validated
+from paramsmith.params import Params, validated
 from paramsmith.parts import Parts, bases, decoders, encoders, scales
 
-from .protocols import Condition, Design, Site
+from .protocols import Chosen, Condition, Design, Site
 from .specfile import spec_from_json, spec_to_json
 from .target import Slot, TargetSpec
 
@@ -51,20 +51,26 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         self.base = _built(bases, base, site)
         self.scale = _built(scales, scale, site)
 
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as in torch
+        """A part, before the entry of the same name in the config, which diffusers would give."""
+        modules: Mapping[str, nn.Module] = self.__dict__.get("_modules", {})
+        return modules[name] if name in modules else super().__getattr__(name)
+
     @classmethod
     def of(cls, design: Design, site: Site, preset: Mapping[str, Any] | None = None) -> Hypernetwork:
         """Build a design for a site."""
         parts = {
-            kind: {"name": chosen.name, "options": dict(chosen.options)}
-            for kind, chosen in zip(
-                ("encoder", "decoder", "base", "scale"),
-                (design.encoder, design.decoder, design.base, design.scale),
-                strict=True,
-            )
+            "encoder": _saved(encoders, design.encoder),
+            "decoder": _saved(decoders, design.decoder),
+            "base": _saved(bases, design.base),
+            "scale": _saved(scales, design.scale),
         }
         shapes = {name: list(shape) for name, shape in site.condition.items()}
         target = spec_to_json(site.spec) if design.fixed and site.spec is not None else None
         made: Hypernetwork = cls(design.width, **parts, condition=shapes, target=target, preset=preset)
+        begin = getattr(made.base, "begin", None)
+        if callable(begin):  # a base may read what it begins with: now, and not when it is loaded again
+            begin(_options(bases, design.base.name, design.base.options))
         return made
 
     def forward(
@@ -75,7 +81,7 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         codes = self.encoder(condition, spec)  # (B, T or 1, d)
         made: dict[str, Tensor] = {}
         for group in spec.groups:
-            values = self._decoded(codes, group, spec, seeds)
+            values = self.decoded(codes, group, spec, seeds)
             made.update(zip((spec.slots[i].name for i in group), values.unbind(1), strict=True))
         return made
 
@@ -87,7 +93,7 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         spec = self.target(spec)
         codes = self.encoder(condition, spec)
         for group in chunks(spec):
-            values = self._decoded(codes, group, spec, seeds)
+            values = self.decoded(codes, group, spec, seeds)
             yield from ((spec.slots[i], values[:, place]) for place, i in enumerate(group))
 
     def target(self, spec: TargetSpec | None = None) -> TargetSpec:
@@ -106,11 +112,12 @@ class Hypernetwork(ModelMixin, ConfigMixin):
                 check(spec)
         return spec
 
-    def _decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
+    def decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
+        """The weights of one group of slots, (B, S, *shape), from the codes of all: a piece of `forward`."""
         slots = [spec.slots[i] for i in group]
         own = codes[:, list(group)] if codes.shape[1] > 1 else codes.expand(-1, len(group), -1)
-        raw = self.decoder(own, slots)  # (B, S, *shape)
-        weights: Tensor = self.base(slots, seeds) + self.scale(raw, slots)
+        scaled = self.scale(self.decoder(own, slots), slots)  # (B, S, *shape); what was raw is let go of
+        weights: Tensor = self.base(slots, seeds) + scaled
         return weights
 
 
@@ -124,8 +131,19 @@ def chunks(spec: TargetSpec) -> Iterator[tuple[int, ...]]:
 
 def _built(registry: Parts, chosen: Mapping[str, Any], site: Site) -> nn.Module:
     part = registry.find(chosen["name"])
-    options = validated(part.params, chosen.get("options", {}), f"{registry.kind} {part.name}")
-    made = part.make(options, site)
+    made = part.make(_options(registry, part.name, chosen.get("options", {})), site)
     if not isinstance(made, nn.Module):
         raise TypeError(f"the {registry.kind} {part.name!r} is no torch.nn.Module")
     return made
+
+
+def _options(registry: Parts, name: str, given: Mapping[str, object]) -> Params:
+    part = registry.find(name)
+    return validated(part.params, given, f"{registry.kind} {part.name}", f"see: paramsmith generators {part.name}")
+
+
+def _saved(registry: Parts, chosen: Chosen) -> dict[str, object]:
+    """A part as `config.json` has it: without options that serve its making alone, which are excluded fields."""
+    fields = registry.find(chosen.name).params.model_fields
+    kept = {name: value for name, value in chosen.options.items() if name not in fields or not fields[name].exclude}
+    return {"name": chosen.name, "options": kept}

@@ -102,8 +102,8 @@ def uniform(key: Tensor, start: Tensor, index: Tensor) -> Tensor:
     integer arithmetic that wraps, so the same bits on every device and for every cut. Mixing: C. Wellons' 32-bit
     integer hash `lowbias32`, once for the tensor and once for each model.
     """
-    mixed = _mixed(_mixed((start + index) ^ key[:1]) ^ key[1:, None])
-    return ((mixed >> 8) & 0xFFFFFF).float() * 2.0**-24
+    words = mixed(mixed((start + index) ^ key[:1]) ^ key[1:, None])
+    return ((words >> 8) & 0xFFFFFF).float() * 2.0**-24
 
 
 def stream_word(seed: int, page: int, name: str, model: int) -> int:
@@ -124,7 +124,8 @@ def partition(draws: Tensor, count: int) -> Tensor:
     return (draws * count).long().clamp_max(count - 1)
 
 
-def _mixed(x: Tensor) -> Tensor:
+def mixed(x: Tensor) -> Tensor:
+    """32 bits scrambled, as int32: a bijection that wraps alike on every device."""
     # int32 shifts are arithmetic: the mask drops the copies of the sign bit
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846ca68b as a signed number
