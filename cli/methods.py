@@ -56,6 +56,13 @@ def field_type(field: FieldInfo) -> str:
         annotation = annotation.__pydantic_generic_metadata__["args"][0]
     while get_origin(annotation) is not Literal and hasattr(annotation, "__metadata__"):
         annotation = get_args(annotation)[0]
+    if type(None) in get_args(annotation) and get_origin(annotation) is not Literal:
+        kinds = [_word(kind) for kind in get_args(annotation) if kind is not type(None)]
+        return f"{' or '.join(kinds)}, or none"
+    return _word(annotation)
+
+
+def _word(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(str(word) for word in get_args(annotation))
     known: dict[object, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
@@ -96,7 +103,7 @@ def _surveys(method: MergeMethod) -> list[str]:
 
 def _show(method: MergeMethod) -> None:
     told = describe(method)
-    click.echo(f"{method.name}\n\n{_undented(method.doc)}\n")
+    click.echo(f"{method.name}\n\n{undented(method.doc)}\n")
     click.echo(f"base: {told['base']}; models: {told['models']}; takes {told['takes']}")
     if method.statistics:
         click.echo(f"statistics: {method.statistics}, of every model; from: paramsmith measure {method.statistics}")
@@ -109,14 +116,16 @@ def _show(method: MergeMethod) -> None:
     if not fields:
         click.echo("no parameters")
         return
-    show_table(columns, [[f["name"], *(_cell(f[column]) for column in columns[1:])] for f in fields])
+    show_table(columns, [[f["name"], *(cell(f[column]) for column in columns[1:])] for f in fields])
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as a table shows it."""
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
-def _undented(doc: str) -> str:
+def undented(doc: str) -> str:
+    """A docstring without the margin of its code."""
     first, _, rest = doc.partition("\n")
     lines = rest.splitlines()
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)

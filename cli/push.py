@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paramsmith.upload import Pushed
 
 LOOSE = (".safetensors", ".json")
-CARD, RECIPE = "README.md", "recipe.yaml"
+CARD, RECIPE, GENERATION = "README.md", "recipe.yaml", "generation.json"
 
 
 @click.command("push", short_help="Put a model, or statistics, on the Hub in one commit.")
@@ -81,6 +81,10 @@ def _with_card(output: Path, repository: str, licence: str | None) -> dict[str, 
     if licence is not None:
         fact = f"{printable(output / CARD, 400)}: is there already, and says the licence itself"
         raise InvalidInput(fact, "leave --license out, or set license: in the file")
+    if GENERATION in files:  # what was generated is told with the hashes of its files
+        from paramsmith.hypernet.provenance import completed
+
+        files[GENERATION] = completed(output).to_bytes()
     return files
 
 

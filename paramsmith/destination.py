@@ -18,7 +18,7 @@ from pathlib import Path
 from paramsmith.disk import sync_folder
 from paramsmith.errors import Failed, InvalidInput, Refused, printable
 
-_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "model_index.json")
 
 
 class Destination:

@@ -273,7 +273,7 @@ def _atom(text: str) -> object:
         return text
 
 
-def validated(params: type[P], values: Mapping[str, object], where: str) -> P:
+def validated(params: type[P], values: Mapping[str, object], where: str, hint: str = "") -> P:
     """Validate plain values into a method's parameters; every mistake in one InvalidInput."""
     try:
         return params.model_validate(dict(values))
@@ -287,4 +287,4 @@ def validated(params: type[P], values: Mapping[str, object], where: str) -> P:
             for name, e in told
         ]
         unique = "; ".join(dict.fromkeys(facts))
-        raise InvalidInput(f"{where}: {unique}", f"see: paramsmith methods {where}") from None
+        raise InvalidInput(f"{where}: {unique}", hint or f"see: paramsmith methods {where}") from None

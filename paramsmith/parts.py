@@ -65,6 +65,8 @@ class Parts:
 
     def find(self, name: str) -> Part:
         """The part of that name; InvalidInput with the nearest match otherwise."""
+        if name in self._parts:  # looking for plug-ins again takes longer than building a small generator
+            return self._parts[name]
         known = self.all()
         if name in known:
             return known[name]

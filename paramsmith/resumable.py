@@ -1,4 +1,4 @@
-"""One output file that takes long to compute: what is done is kept now and then, and the same command goes on there.
+"""An output that takes long to compute: what is done is kept now and then, and the same command goes on there.
 
 Beside the target `out` lies `.out.partial` (see destination.py) with `state.safetensors`, replaced as a whole, and
 finished parts, written once. Killed at any moment, the target is as it was and the rerun loses the time since `save`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -33,11 +34,12 @@ _CHUNK = 1 << 22
 class Resumable:
     """A context manager around load, save and publish. `key` identifies the work: another key starts over.
 
+    The output is one file, or, unless `single`, a folder: that of `begin_folder`, when `publish_folder` is called.
     Left without `publish`, the target stays as it was; what was saved stays only after a KeyboardInterrupt or a kill.
     """
 
-    def __init__(self, target: Path, key: str, *, force: bool = False) -> None:
-        self._place = Destination(Path(target), force=force, single=True)
+    def __init__(self, target: Path, key: str, *, force: bool = False, single: bool = True) -> None:
+        self._place = Destination(Path(target), force=force, single=single)
         self._key = key
         self._saved = time.monotonic()
         self._parts = 0
@@ -69,6 +71,12 @@ class Resumable:
     def folder(self) -> Path:
         """Where files that are needed on the way may be kept; it goes when the work is done or has failed."""
         return self._place.staging
+
+    def begin_folder(self) -> Path:
+        """The folder that becomes the output, empty: what an interrupted run left there is gone."""
+        shutil.rmtree(self._place.files, ignore_errors=True)
+        self._place.files.mkdir()
+        return self._place.files
 
     @property
     def parts(self) -> int:
@@ -134,6 +142,15 @@ class Resumable:
     def publish_bytes(self, data: bytes) -> None:
         """Put a finished file in place."""
         self._publish(iter([memoryview(data)]))
+
+    def publish_folder(self) -> None:
+        """Put the folder of `begin_folder` in place."""
+        for folder, _, names in os.walk(self._place.files):
+            for name in names:
+                with open(os.path.join(folder, name), "rb") as file:
+                    sync_data(file.fileno(), Path(folder, name))
+            sync_folder(Path(folder))
+        self._place.publish("")
 
     def _publish(self, chunks: Iterator[memoryview]) -> None:
         self._place.files.mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.bench import models, runs
 from tests.bench.fisher import atlas, fisher
+from tests.bench.generating import generating
 from tests.bench.learning_child import PACKAGE
 from tests.bench.parts import Bench, cold, gpu, memory, speed, tiny
 from tests.bench.processes import mergekit, startup
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[Bench], Table]] = {
     "gpu": gpu,
     "fisher": fisher,
     "atlas": atlas,
+    "generating": generating,
 }
 LLAMAS = {"speed", "memory", "cold", "mergekit", "gpu"}  # the parts that need the large models
 

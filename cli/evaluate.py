@@ -1,0 +1,134 @@
+"""`paramsmith evaluate`: generators beside starts that need none, trained on and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paramsmith.disk import replace_file
+from paramsmith.errors import InvalidInput, printable
+
+from .output import json_option, show_json, show_table, wants_json
+
+if TYPE_CHECKING:
+    from paramsmith.hypernet.evaluate import Arm, Budget, Evaluation, Row
+    from paramsmith.hypernet.protocols import Task
+
+
+def _numbers(kind: Callable[[str], float]) -> Callable[[object, object, str | None], tuple[float, ...] | None]:
+    def parsed(context: object, parameter: object, text: str | None) -> tuple[float, ...] | None:
+        if text is None:
+            return None
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{printable(text, 60)!r} is no list of numbers: 1,5,20") from None
+
+    return parsed
+
+
+@click.command("evaluate", short_help="Compare generated starts with fresh ones and with trained networks.")
+@click.argument("generators", nargs=-1, metavar="[GENERATOR]...")
+@click.option("--tasks", "reference", required=True, metavar="FILE.PY:FUNCTION", help="What the starts are for.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the numbers there, as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves there: .png or .svg.")
+@click.option("--steps", "marks", callback=_numbers(int), metavar="0,1,5,20,100", help="Steps to show scores at.")
+@click.option("--rates", callback=_numbers(float), metavar="0.001,0.01", help="Learning rates to choose from.")
+@click.option("--threshold", type=float, help="A score to be reached; else what a random start ends with.")
+@click.option("--targets", type=click.IntRange(1), help="Unseen targets, or conditions, to judge by.")
+@click.option("--seeds", type=click.IntRange(1), help="Draws of every start.")
+@click.option("--batch-size", type=click.IntRange(1), help="Examples a step.")
+@click.option("--zoo", type=click.IntRange(0), help="Networks to train for the starts mean and nearest; 0 for none.")
+@click.option("--seed", type=click.IntRange(0), help="Of all draws.")
+@click.option("--force", is_flag=True, help="Replace the output.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing on the way.")
+@json_option
+def command(
+    generators: tuple[str, ...],
+    reference: str,
+    output: Path | None,
+    plot: Path | None,
+    force: bool,
+    quiet: bool,
+    **given: object,
+) -> None:
+    """Train on from what each GENERATOR makes and from starts that need none, and print a table.
+
+    The task's unseen targets and data are the judges; each start has the learning rate that suits it best.
+    """
+    from paramsmith.hypernet.evaluate import evaluate
+    from paramsmith.hypernet.tasks import load_task
+
+    for path in filter(None, (output, plot)):
+        _check_absent(path, force)
+    if plot is not None:
+        from paramsmith.hypernet.figure import check_format
+
+        check_format(plot.suffix)
+    budget, task = _budget(given), load_task(reference)
+    arms = [arm for name in generators for arm in _arms(name, task, budget)]
+    told = None if quiet or wants_json() else lambda name: click.echo(f"training on from: {printable(name)}", err=True)
+    found = evaluate(task, arms, budget, told)
+    _write(found, output, plot)
+    if wants_json():
+        return show_json(found.to_json())
+    return _show(found)
+
+
+def _budget(given: dict[str, object]) -> Budget:
+    from paramsmith.hypernet.evaluate import Budget
+    from paramsmith.params import validated
+
+    return validated(Budget, {name: value for name, value in given.items() if value is not None}, "evaluate")
+
+
+def _arms(name: str, task: Task, budget: Budget) -> list[Arm]:
+    """The generator's start, what it cost, and, where it is asked for something, the control that asks for another."""
+    from paramsmith.hypernet.evaluate import Arm, wrong_condition
+    from paramsmith.hypernet.generator import Generator
+    from paramsmith.hypernet.starts import generated
+
+    generator = Generator.from_pretrained(name)
+    start, shown = generated(generator.hypernetwork), Path(name).name
+    arms = [Arm(shown, start, generator.seconds, generated=True)]
+    if generator.hypernetwork.config["condition"]:
+        arms.append(Arm(f"{shown}, asked wrong", wrong_condition(start, task, budget.seed), None, True, True))
+    return arms
+
+
+def _check_absent(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise InvalidInput(f"{printable(path, 400)}: exists already", "choose another name, or --force")
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(f"{printable(path.absolute().parent, 400)} is not an existing folder", "create it first")
+
+
+def _write(found: Evaluation, output: Path | None, plot: Path | None) -> None:
+    if output is not None:
+        replace_file(output, (json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n").encode())
+    if plot is not None:
+        from paramsmith.hypernet.figure import figure
+
+        replace_file(plot, figure(found, plot.suffix))
+
+
+def _show(found: Evaluation) -> None:
+    for sentence in found.verdicts():
+        click.echo(sentence)
+    marks = [str(mark) for mark in found.budget.marks]
+    columns = ["start", *marks, "best", f"to {found.threshold:.3g}", "rate", "diversity", "cost"]
+    show_table(columns, [_cells(row, found) for row in found.rows], right=columns[1:])
+    last = f"{found.budget.targets} targets, {found.budget.seeds} seeds"
+    click.echo(f"scores after so many steps of Adam, on unseen data, mean of {last}; cost: seconds to make the start")
+
+
+def _cells(row: Row, found: Evaluation) -> list[str]:
+    steps = "never" if row.steps is None else f"{row.steps:.0f}"
+    spread = "" if row.diversity is None else f"{row.diversity:.2f}"
+    cost = "?" if row.seconds is None else f"{row.seconds:.0f} s"
+    scores = [f"{row.at(mark):.3f}" for mark in found.budget.marks]
+    return [row.name, *scores, f"{row.best:.3f}", steps, f"{row.rate:g}", spread, cost]

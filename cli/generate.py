@@ -1,0 +1,116 @@
+"""`paramsmith generate`: weights that did not exist before, as checkpoints that load like any other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paramsmith.errors import InvalidInput, printable
+
+from .output import json_option, show_json, show_warning, size_text, wants_json
+
+if TYPE_CHECKING:
+    from paramsmith.hypernet.generation import Outlook, Report
+
+
+@click.command("generate", short_help="Generate the weights of a network.")
+@click.argument("generator", metavar="GENERATOR")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the weights go.")
+@click.option("--like", metavar="ARCHITECTURE", help="A config, a checkpoint, or file.py:function that makes a module.")
+@click.option("--task", multiple=True, metavar="NAME=1,2|FILE", help="What is asked for: numbers, .json, .safetensors.")
+@click.option("-n", "count", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many samples.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="What they are drawn by.")
+@click.option("--classes", type=click.IntRange(1), help="How many classes the head tells apart.")
+@click.option("--dtype", metavar="DTYPE", help="Type of the weights, the architecture's own unless told.")
+@click.option("--shard-size", metavar="SIZE", help="Most bytes of one output file: 5GB, 500MB.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
+@json_option
+def command(
+    generator: str,
+    output: Path | None,
+    like: str | None,
+    task: tuple[str, ...],
+    count: int,
+    seed: int,
+    classes: int | None,
+    dtype: str | None,
+    shard_size: str | None,
+    threads: int | None,
+    device: str,
+    dry_run: bool,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Generate weights with GENERATOR: its folder, user/name of the hub, or one that needs no training.
+
+    \b
+    paramsmith generate GEN -o OUT                             for the one architecture it was trained for
+    paramsmith generate GEN -o OUT --like gpt2/config.json     for an architecture of yours
+    paramsmith generate GEN -o OUT --task lr=0.1,0.3 -n 4      asked for something; OUT/0 to OUT/3
+    paramsmith generate random -o OUT --like net.py:make       a fresh start, to compare with
+    """
+    if output is None and not dry_run:
+        raise InvalidInput("no output given", "add -o OUT, or --dry-run to see what would be written")
+    _check_words(dtype, shard_size)
+    from paramsmith.device import keep_freed_memory
+    from paramsmith.hypernet.conditions import read_condition
+    from paramsmith.hypernet.generation import Request, outlook, prepare, run
+    from paramsmith.progress import bar
+
+    keep_freed_memory()
+    request = Request(like, read_condition(task), count, seed, classes, dtype, shard_size, threads, device)
+    if output is None or dry_run:
+        return _show_outlook(outlook(prepare(generator, request), output or Path("generated")))
+    with bar(not quiet) as progress:
+        report = run(generator, output, request, force=force, progress=progress)
+    return _show(report, quiet)
+
+
+def _check_words(dtype: str | None, shard_size: str | None) -> None:
+    """Words that have a grammar of their own, before torch is waited for."""
+    from paramsmith.device import parse_bytes
+    from paramsmith.dtypes import parse_dtype
+
+    if dtype is not None and parse_dtype(dtype).kind != "float":
+        raise InvalidInput(f"generated weights cannot be {printable(dtype)}", "float32, bfloat16 or float16")
+    if shard_size is not None:
+        parse_bytes(shard_size)
+
+
+def _show_outlook(found: Outlook) -> None:
+    if wants_json():
+        return show_json(asdict(found))
+    for warning in found.warnings:
+        show_warning(warning)
+    samples = f"{found.samples:,} samples of " if found.samples > 1 else ""
+    lines = (
+        ("write", f"{samples}{found.tensors:,} tensors ({found.parameters:,} parameters)"),
+        ("bytes", size_text(found.bytes_written)),
+        ("files", f"{found.files[0]}{f' and {len(found.files) - 1} more' if len(found.files) > 1 else ''}"),
+        ("peak memory", f"about {size_text(found.peak_memory)}, {found.threads} threads"),
+    )
+    for name, value in lines:
+        click.echo(f"{name:12} {value}")
+    return None
+
+
+def _show(report: Report, quiet: bool) -> None:
+    if wants_json():
+        samples = [{**asdict(sample), "path": str(sample.path)} for sample in report.samples]
+        return show_json({"samples": samples, "seconds": report.seconds, "warnings": list(report.warnings)})
+    for warning in report.warnings:
+        show_warning(warning)
+    if quiet:
+        return None
+    for sample in report.samples:
+        click.echo(f"{printable(sample.path, 2000)}: {size_text(sample.nbytes)}")
+    speed = size_text(report.nbytes / max(report.seconds, 1e-9))
+    click.echo(f"{size_text(report.nbytes)} in {report.seconds:.1f} s, {speed}/s")
+    return None

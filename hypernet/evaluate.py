@@ -1,0 +1,248 @@
+"""Is a generated start worth having? Beside fresh inits, the mean of trained networks and the nearest of them.
+
+Every start is trained on with every learning rate, its own best chosen on validation rows that no table shows; scores
+are those of unseen data. What a generator, or the trained networks, cost to make is told with it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from paramsmith.errors import InvalidInput
+from paramsmith.params import Params
+
+from .finetune import Curves, Data, Schedule, finetune, split
+from .protocols import Episode, Task
+from .starts import Start, Trained, Weights, diversity, fresh, mean_of, nearest
+
+Tell = Callable[[str], None]
+
+
+class Budget(Params):
+    """How an evaluation is done."""
+
+    marks: tuple[int, ...] = Field((0, 1, 5, 20, 100), min_length=1, description="steps at which a table shows scores")
+    rates: tuple[float, ...] = Field((1e-3, 3e-3, 1e-2, 3e-2), min_length=1, description="learning rates tried")
+    every: int = Field(5, gt=0, description="steps between two judgements")
+    threshold: float | None = Field(None, description="score to be reached; None: what a random start ends with")
+    targets: int = Field(3, gt=0, description="test episodes")
+    seeds: int = Field(3, gt=0, description="draws of each start and of the data's order")
+    batch_size: int | None = Field(64, gt=0, description="rows a step; None: all")
+    zoo: int = Field(4, ge=0, description="networks trained for the starts `mean` and `nearest`")
+    seed: int = Field(0, ge=0, description="of all draws")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Budget:
+        if any(rate <= 0 or not math.isfinite(rate) for rate in self.rates):
+            raise ValueError("a learning rate is a finite number above 0")
+        if min(self.marks) < 0:
+            raise ValueError("a mark is a number of steps, 0 or more")
+        return self
+
+    @property
+    def judged(self) -> tuple[int, ...]:
+        """Every step at which scores are taken."""
+        return tuple(sorted({*self.marks, *range(0, max(self.marks) + 1, self.every)}))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A start to be judged; `seconds` is what it cost to make, None where nobody knows. A control is no candidate."""
+
+    name: str
+    start: Start
+    seconds: float | None = 0.0
+    generated: bool = False
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one arm. `curve` has (step, mean score, standard deviation over all runs)."""
+
+    name: str
+    generated: bool
+    control: bool
+    rate: float
+    curve: tuple[tuple[int, float, float], ...]
+    best: float
+    steps: float | None  # median of the steps to the threshold, None where most runs never came there
+    reached: float  # share of the runs that did
+    diversity: float | None
+    seconds: float | None
+
+    def at(self, mark: int) -> float:
+        """The mean score at a step."""
+        return next(mean for step, mean, _ in self.curve if step == mark)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rows, and what was done."""
+
+    rows: tuple[Row, ...]
+    budget: Budget
+    threshold: float
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data."""
+        from dataclasses import asdict
+
+        told = {**self.budget.model_dump(mode="json"), "threshold": self.threshold}
+        return {"budget": told, "starts": [asdict(row) for row in self.rows], "verdicts": list(self.verdicts())}
+
+    def verdicts(self) -> tuple[str, ...]:
+        """One sentence on each generated start and each of first score, last score and best, worse ones first."""
+        others = [row for row in self.rows if not row.generated and not row.control]
+        told: list[tuple[bool, str]] = []
+        last = max(self.budget.marks)
+        for row in (r for r in self.rows if r.generated and not r.control):
+            for what, value in (
+                ("at step 0", _first),
+                (f"after {last} steps", _last),
+                ("at its best", _best),
+            ):
+                rival = max(others, key=value)
+                gap = value(row) - value(rival)
+                word = "better" if gap > 0 else "worse"
+                told.append((gap > 0, f"{row.name} is {abs(gap):.3g} {word} than {rival.name} {what}"))
+        return tuple(sentence for _, sentence in sorted(told, key=lambda pair: pair[0]))
+
+
+def _first(row: Row) -> float:
+    return row.curve[0][1]
+
+
+def _last(row: Row) -> float:
+    return row.curve[-1][1]
+
+
+def _best(row: Row) -> float:
+    return row.best
+
+
+def evaluate(task: Task, arms: Sequence[Arm], budget: Budget | None = None, tell: Tell | None = None) -> Evaluation:
+    """Train on from every arm and from the starts without a generator, on the same test episodes.
+
+    The starts: `random`, `orthogonal`, and, of networks trained on episodes of training, `mean` (where all episodes
+    share an architecture) and `nearest`. Raises InvalidInput for a task whose test episodes lack data to train on.
+    """
+    budget = budget or Budget()
+    episodes = [task.episode(_rng(budget.seed, 0, i), "test") for i in range(budget.targets)]
+    data = [_data(episode, budget.seed) for episode in episodes]
+    everyone = [Arm("random", fresh()), Arm("orthogonal", fresh("orthogonal"))]
+    everyone += _trained_starts(task, episodes, budget) + list(arms)
+    found: list[tuple[Arm, list[Curves], list[float | None]]] = []
+    for arm in everyone:
+        if tell is not None:
+            tell(arm.name)
+        found.append((arm, *_runs(task, arm, episodes, data, budget)))
+    threshold = budget.threshold
+    if threshold is None:
+        threshold = _chosen(found[0][1], budget)[1][:, -1].mean().item()
+    return Evaluation(tuple(_row(*each, budget, threshold) for each in found), budget, threshold)
+
+
+def wrong_condition(asked: Start, task: Task, seed: int) -> Start:
+    """The control of a conditional start: it is asked for another draw's condition of the same shapes."""
+
+    def start(episode: Episode, number: int) -> Weights:
+        other = task.episode(_rng(seed, 1, number), "test").condition
+        return asked(Episode(episode.target, other, episode.query, episode.support), number)
+
+    return start
+
+
+def _data(episode: Episode, seed: int) -> Data:
+    if not episode.support:
+        raise InvalidInput("a test episode has no support to train on", "give the task's test episodes one")
+    train, validation = split(episode.support, 0.2, seed)
+    return Data(train, validation, episode.query)
+
+
+def _trained_starts(task: Task, episodes: Sequence[Episode], budget: Budget) -> list[Arm]:
+    if budget.zoo == 0:
+        return []
+    began, zoo = time.perf_counter(), []
+    for i in range(budget.zoo):
+        episode = task.episode(_rng(budget.seed, 2, i), "zoo")
+        zoo.append(_trained(task, episode, budget, i))
+    seconds = time.perf_counter() - began
+    arms = [Arm("nearest", nearest(zoo), seconds)]
+    known = {trained.spec.hash for trained in zoo}
+    if all(episode.target.spec.hash in known for episode in episodes):
+        arms.insert(0, Arm("mean", mean_of(zoo), seconds))
+    return arms
+
+
+def _trained(task: Task, episode: Episode, budget: Budget, seed: int) -> Trained:
+    """A network trained for the whole budget at every learning rate, and the one of them that validates best."""
+    data, start = _data(episode, budget.seed), fresh()(episode, seed)
+    rates = torch.tensor(budget.rates)
+    stacked = {name: w.expand(len(rates), *w.shape) for name, w in start.items()}
+    schedule = Schedule((max(budget.marks),), budget.batch_size, seed)
+    ended = finetune(task, episode.target, stacked, rates, data, schedule)
+    best = int(ended.validation[:, -1].nan_to_num(nan=-math.inf).argmax())
+    return Trained(episode.target.spec, {name: w[best] for name, w in ended.weights.items()})
+
+
+def _runs(
+    task: Task, arm: Arm, episodes: Sequence[Episode], data: Sequence[Data], budget: Budget
+) -> tuple[list[Curves], list[float | None]]:
+    """The curves of every episode and seed, each (rates, marks), and the diversity of the weights begun with."""
+    curves, spread = [], []
+    rates = torch.tensor(budget.rates)
+    for episode, held in zip(episodes, data, strict=True):
+        starts = [arm.start(episode, seed) for seed in range(budget.seeds)]
+        spread.append(diversity(starts, episode.target.spec))
+        for seed, start in enumerate(starts):
+            stacked = {name: w.detach().expand(len(rates), *w.shape) for name, w in start.items()}
+            schedule = Schedule(budget.judged, budget.batch_size, budget.seed + seed)
+            curves.append(finetune(task, episode.target, stacked, rates, held, schedule))
+    return curves, spread
+
+
+def _chosen(curves: Sequence[Curves], budget: Budget) -> tuple[int, Tensor, Tensor]:
+    """The rate of the largest mean validation score after step 0; with it (runs, marks) to report, and to choose by."""
+    validation = torch.stack([c.validation for c in curves]).nan_to_num(nan=-math.inf)  # (runs, rates, marks)
+    later = validation[:, :, 1:] if validation.shape[2] > 1 else validation
+    rate = int(later.mean((0, 2)).argmax())
+    return rate, torch.stack([c.report[rate] for c in curves]), validation[:, rate]
+
+
+def _row(arm: Arm, curves: list[Curves], spread: list[float | None], budget: Budget, threshold: float) -> Row:
+    rate, report, validation = _chosen(curves, budget)
+    marks = torch.tensor(budget.judged)
+    firsts = [marks[run >= threshold].tolist()[:1] for run in report]
+    reached = [first[0] for first in firsts if first]
+    median = sorted(first[0] if first else math.inf for first in firsts)[(len(firsts) - 1) // 2]
+    best = report.gather(1, validation.argmax(1, keepdim=True)).mean().item()
+    known = [s for s in spread if s is not None]
+    deviation = report.std(0) if len(report) > 1 else torch.zeros_like(report[0])
+    curve = zip(budget.judged, report.mean(0).tolist(), deviation.tolist(), strict=True)
+    return Row(
+        arm.name,
+        arm.generated,
+        arm.control,
+        budget.rates[rate],
+        tuple(curve),
+        best,
+        None if math.isinf(median) else float(median),
+        len(reached) / len(firsts),
+        sum(known) / len(known) if known else None,
+        arm.seconds,
+    )
+
+
+def _rng(seed: int, purpose: int, number: int) -> torch.Generator:
+    from numpy.random import SeedSequence
+
+    state = SeedSequence((seed, purpose, number)).generate_state(1, "uint64")[0]
+    return torch.Generator().manual_seed(int(state) >> 1)

@@ -1,0 +1,290 @@
+"""Generating checkpoints: a generator, what it is asked for, and folders that are published one by one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from paramsmith.device import pick_device, pick_threads, resident_memory
+from paramsmith.dtypes import parse_dtype
+from paramsmith.errors import GenerateWarning, InvalidInput, Refused, printable
+from paramsmith.hub import Reference
+from paramsmith.inputs import place
+from paramsmith.lineage import local_names
+from paramsmith.progress import Progress
+
+from .conditions import batched, one_of
+from .generator import Generator, count_samples
+from .hypernetwork import Hypernetwork
+from .output import Sample, Written, check_apart, write_sample
+from .protocols import Condition
+from .provenance import Generation, asked
+from .sources import Source, source_of
+from .target import TargetSpec
+from .writing import Outline, working_memory
+
+if TYPE_CHECKING:
+    from .like import Like
+
+Named: TypeAlias = "str | os.PathLike[str] | Generator | Hypernetwork"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a generator, and how it is to be stored; see `generate`."""
+
+    like: str | os.PathLike[str] | TargetSpec | None = None
+    condition: Condition = field(default_factory=dict)
+    n: int = 1
+    seed: int = 0
+    classes: int | None = None
+    dtype: str | None = None
+    shard_size: str | int | None = None
+    threads: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was generated."""
+
+    samples: tuple[Written, ...]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(sample.nbytes for sample in self.samples)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a generation will write and take, found without generating anything. Sizes in bytes."""
+
+    samples: int
+    tensors: int
+    parameters: int
+    bytes_written: int
+    files: tuple[str, ...]
+    peak_memory: int
+    threads: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A generation ready to run: everything was found right. `target`: what the architecture is called."""
+
+    source: Source
+    outline: Outline
+    condition: Condition
+    count: int
+    seed: int
+    threads: int
+    target: str
+    classes: int | None = None
+    dtype: str | None = None
+    folder: Path | None = None
+    shard_size: str | int | None = None
+    warnings: tuple[str, ...] = ()
+
+    def sample(self, index: int, path: Path) -> Sample:
+        """One of its samples."""
+        hypernetwork = self.source.generator.hypernetwork
+        own = one_of(self.condition, index)
+        told = asked(
+            self.outline.spec,
+            own,
+            target=self.target,
+            seed=self.seed,
+            index=index,
+            classes=self.classes,
+            dtype=self.dtype,
+        )
+        device = hypernetwork.device
+        generation = Generation(generator=self.source.origin, asked=told, device=device.type)
+        moved = {name: tensor.to(device) for name, tensor in own.items()}
+        return Sample(hypernetwork, self.outline, moved, generation, path, self.folder, self.shard_size)
+
+    def samples(self, output: Path) -> list[Sample]:
+        """All of them: one at the output itself, several in numbered folders there."""
+        if self.count == 1:
+            return [self.sample(0, output)]
+        return [self.sample(index, output / str(index)) for index in range(self.count)]
+
+
+def generate(
+    generator: Named,
+    output: str | os.PathLike[str],
+    *,
+    like: str | os.PathLike[str] | TargetSpec | None = None,
+    condition: Condition | None = None,
+    n: int = 1,
+    seed: int = 0,
+    classes: int | None = None,
+    dtype: str | None = None,
+    shard_size: str | int | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Write what a generator makes: a folder that loads like any checkpoint, or a single .safetensors file.
+
+    `generator` is a folder, `user/name` of the Hub, a preset that needs no training, or one in memory; `like` says
+    which architecture it is for: a config, a checkpoint, `file.py:function`, or a spec. A condition with a leading axis
+    of B makes B samples; several are OUT/0, OUT/1 and so on. Sample i is the same whatever n is. Same arguments, same
+    bytes, whatever `threads` is; a run that was killed is gone on with. Raises InvalidInput, Refused or Failed.
+    """
+    request = Request(like, condition or {}, n, seed, classes, dtype, shard_size, threads, device)
+    return run(generator, Path(output), request, force=force, progress=progress)
+
+
+def run(
+    generator: Named, output: Path, request: Request, *, force: bool = False, progress: Progress | None = None
+) -> Report:
+    """Write what a generator makes for a request."""
+    started, job = time.perf_counter(), prepare(generator, request)
+    check_apart(output, _path(generator), [p for p in (_path(request.like), job.folder) if p])
+    samples = job.samples(output)
+    made = _folder_of_several(output, samples) if job.count > 1 else False
+    tell = _Tally(sum(sample.layout.nbytes for sample in samples), progress).add
+    try:
+        written = tuple(_written(sample, job, force, tell) for sample in samples)
+    finally:
+        if made and not any(output.iterdir()):
+            output.rmdir()
+    return Report(written, time.perf_counter() - started, told(job))
+
+
+def outlook(job: Job, output: Path) -> Outlook:
+    """What running a job will write and take."""
+    layouts = [sample.layout for sample in job.samples(output)]
+    tensors = job.outline.tensors
+    return Outlook(
+        samples=job.count,
+        tensors=len(tensors),
+        parameters=sum(tensor.count for tensor in tensors),
+        bytes_written=sum(layout.nbytes for layout in layouts),
+        files=tuple(file.name for file in layouts[0].files),
+        peak_memory=resident_memory() + working_memory(job.outline.spec, job.threads),
+        threads=job.threads,
+        warnings=told(job),
+    )
+
+
+def told(job: Job) -> tuple[str, ...]:
+    """The warnings about what is generated."""
+    names = job.outline.left_out
+    if not names:
+        return job.warnings
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (*job.warnings, f"{printable(names[0])}{more}: left out, as the target's own code fills it")
+
+
+def prepare(generator: Named, request: Request) -> Job:
+    """Load the generator and hold what it is asked for against it; nothing is generated. Raises as `generate` does."""
+    chosen, place_of = parse_dtype(request.dtype) if request.dtype else None, pick_device(request.device)
+    if not 0 <= request.seed < 2**63:
+        raise InvalidInput(f"the seed {request.seed} is out of range", "give a number from 0 to 2**63 - 1")
+    source = source_of(generator, request.seed)
+    opened, warned = _opened(request, source.generator)
+    spec = request.like if isinstance(request.like, TargetSpec) else opened.spec if opened else None
+    wanted = source.generator.target(spec, None if opened else request.classes)
+    held, many = batched(request.condition, source.generator.shapes)
+    source.generator.to(place_of)
+    return Job(
+        source=source,
+        outline=Outline(wanted, chosen, opened.own() if opened else None),
+        condition=held,
+        count=count_samples(request.n, many),
+        seed=request.seed,
+        threads=pick_threads(request.threads),
+        target=_name(opened),
+        classes=request.classes,
+        dtype=chosen.code if chosen else None,
+        folder=opened.folder if opened else None,
+        shard_size=request.shard_size,
+        warnings=warned,
+    )
+
+
+def _name(opened: Like | None) -> str:
+    """What the architecture is called, without a path of this machine."""
+    if opened is None:
+        return "the generator's own"
+    return opened.label if Reference.parse(opened.label) else local_names([opened.label])[0]
+
+
+def _opened(request: Request, generator: Generator) -> tuple[Like | None, tuple[str, ...]]:
+    """The architecture that is meant, and warnings about it."""
+    if request.like is None or isinstance(request.like, TargetSpec):
+        return None, ()
+    from .like import open_like
+
+    # an encoder that looks at its target before it begins may go by the graph; for others it is not captured
+    graph = callable(getattr(generator.hypernetwork.encoder, "check", None))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", GenerateWarning)
+        opened = open_like(os.fspath(request.like), classes=request.classes, capture=graph)
+    told = [str(each.message) for each in caught if issubclass(each.category, GenerateWarning)]
+    return opened, tuple(dict.fromkeys(told))
+
+
+def _path(named: object) -> Path | None:
+    """The file or folder that is meant, if it is one of this machine."""
+    return Path(named) if isinstance(named, str | os.PathLike) and os.path.lexists(named) else None
+
+
+def _written(sample: Sample, job: Job, force: bool, tell: Callable[[int], None]) -> Written:
+    """Of several samples, those that an interrupted run has published are not made again."""
+    if job.count > 1 and not force and sample.is_done():
+        tell(sample.layout.nbytes)
+        names = (*(file.name for file in sample.layout.files), *sample.beside)
+        return Written(sample.path, sample.generation.asked.index, sample.layout.nbytes, names, sample.layout.nbytes)
+    return write_sample(sample, job.threads, force, tell)
+
+
+def _folder_of_several(target: Path, samples: list[Sample]) -> bool:
+    """Make the folder; whether it was missing. Refused where it holds anything but samples of this run."""
+    if target.suffix == ".safetensors":
+        raise InvalidInput(
+            f"{place(target)}: is one file, and {len(samples)} samples are made", "name a folder: -o OUT"
+        )
+    if not os.path.lexists(target):
+        try:
+            target.mkdir()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise Refused(f"{place(target)}: cannot be made: {reason}", "create the folder it lies in first") from None
+        return True
+    if not target.is_dir():
+        raise Refused(f"{place(target)} is a file, and {len(samples)} samples go into a folder", "choose another name")
+    mine = {sample.path.name for sample in samples}
+    known = {*mine, *(f".{name}.partial" for name in mine), *(f".{name}.replaced" for name in mine)}
+    for entry in sorted(os.listdir(target)):
+        if entry not in known:
+            fact = f"{place(target / entry)} is in the way: {place(target)} is to hold {len(samples)} samples"
+            raise Refused(fact, "choose another output, or remove it yourself")
+    return False
+
+
+class _Tally:
+    """Counts the bytes of all samples, for the progress bar."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total, self._progress, self._done, self._lock = total, progress, 0, threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """That many more bytes."""
+        if self._progress is not None:
+            with self._lock:
+                self._done += nbytes
+                self._progress(self._done, self._total)

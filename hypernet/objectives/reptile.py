@@ -1,0 +1,66 @@
+"""Reptile: weights near those that every task leads to; no second derivatives, no query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.adaptation import Gathered, Weights, adapt, gather, held_out, loss_of, side_by_side
+from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.protocols import Batch, Task
+from paramsmith.hypernet.tasks import is_task
+from paramsmith.params import Params
+from paramsmith.parts import objectives
+
+
+class Reptile(Params):
+    """How one meta-step adapts."""
+
+    lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="step size of the descent inside a task")
+    steps: int = Field(10, ge=1, le=10_000, description="steps of that descent")
+    meta_batch: int = Field(4, ge=1, le=65_536, description="episodes a meta-step, side by side")
+
+
+@objectives("reptile", Reptile, paper="arXiv:1803.02999")
+class ReptileObjective:
+    """Half the mean squared distance to the weights that the tasks adapt to, which are held constant.
+
+    L(theta) = 1/2 mean over tasks of |theta - theta_k|^2, so dL/dtheta = theta - mean of theta_k: Reptile's direction,
+    for whichever optimiser follows it.
+    """
+
+    def __init__(self, options: Reptile, hypernetwork: Hypernetwork, source: object) -> None:
+        if not is_task(source):
+            raise InvalidInput("the objective 'reptile' learns from tasks", "give --tasks file.py:function")
+        self.options, self.hypernetwork, self.task = options, hypernetwork, cast(Task, source)
+
+    def turns(self) -> Mapping[str, Iterable[nn.Parameter]]:
+        """One turn."""
+        return {"weights": self.hypernetwork.parameters()}
+
+    def turn(self, step: int) -> str:
+        """Always the same."""
+        return "weights"
+
+    def loss(self, step: int, rng: torch.Generator) -> Tensor:
+        """Half the mean squared distance that adapting moves the weights by, of one meta-batch."""
+        device = next(self.hypernetwork.parameters()).device
+        groups = gather(self.task, rng, self.options.meta_batch)
+        return torch.stack([self._summed(group.to(device)) for group in groups]).sum() / self.options.meta_batch
+
+    def _summed(self, group: Gathered) -> Tensor:
+        options, target = self.options, group.target
+        support, _ = held_out(group, 0)
+
+        def adapted(weights: Mapping[str, Tensor], seen: Batch, _: Batch) -> Weights:
+            return adapt(loss_of(self.task.loss, target, seen), weights, options.lr, options.steps, first_order=True)
+
+        weights = self.hypernetwork(group.condition, target.spec)
+        with torch.no_grad():
+            there = side_by_side(adapted, weights, support, group.query)
+        return torch.stack([(weights[name] - there[name]).square().sum() for name in weights]).sum() / 2

@@ -1,0 +1,130 @@
+"""One sample as a folder that loads like any checkpoint, or as a single file; complete, or not there at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from paramsmith.companions import companions, output_config
+from paramsmith.errors import InvalidInput
+from paramsmith.inputs import place
+from paramsmith.model_config import ModelConfig
+from paramsmith.shards import Layout
+from paramsmith.staging import Writer
+
+from .cards import README, checkpoint_card
+from .hypernetwork import Hypernetwork
+from .protocols import Condition
+from .provenance import NAME, Generation, check_outputs, described, planned_outputs, read_generation
+from .samples import sample_seed
+from .writing import Outline, fill
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """One sample on the disk. `resumed`: how many of its bytes an earlier run had written."""
+
+    path: Path
+    index: int
+    nbytes: int
+    files: tuple[str, ...]
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample to write. `condition` has a leading axis of 1; `folder`: where tokenizer and the like are copied from.
+
+    `generation` is what will be told of it, but for the files.
+    """
+
+    hypernetwork: Hypernetwork
+    outline: Outline
+    condition: Condition
+    generation: Generation
+    path: Path
+    folder: Path | None = None
+    shard_size: str | int | None = None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The files of tensors; each says in its metadata how they came to be."""
+        asked = self.generation.asked
+        said = {"generator": self.generation.generator.id, "spec": asked.spec, "condition": asked.condition}
+        said |= {"seed": str(asked.seed), "index": str(asked.index)}
+        metadata = {f"paramsmith.{key}": value for key, value in said.items() if value is not None}
+        return self.outline.layout(self.path, self.shard_size, metadata)
+
+    @property
+    def seed(self) -> int:
+        """The seed that the weights are drawn with."""
+        return sample_seed(self.generation.asked.seed, self.generation.asked.index)
+
+    @cached_property
+    def beside(self) -> dict[str, bytes]:
+        """What is written beside the tensors: config, card, and what the sample was made from."""
+        if self.path.suffix == ".safetensors":
+            return {}
+        config = self._config()
+        files = {CONFIG: config} if config is not None else {}
+        outputs = {**planned_outputs(self.layout), **described(files)}
+        whole = self.generation.model_copy(update={"outputs": outputs})
+        card = checkpoint_card(whole, self.outline, self.path.absolute().name)
+        return {**files, README: card, NAME: whole.to_bytes()}
+
+    def is_done(self) -> bool:
+        """Whether an earlier run has published just this: the same generation, and files as it tells of."""
+        if self.path.suffix == ".safetensors" or not (self.path / NAME).is_file():
+            return False
+        try:
+            found = read_generation(self.path)
+            check_outputs(self.path, found)
+        except InvalidInput:
+            return False
+        return found.key == self.generation.key
+
+    def _config(self) -> bytes | None:
+        """config.json as it was, with the type of the weights where it is one of transformers'."""
+        raw = self.outline.spec.config
+        if raw is None:
+            return None
+        if self.outline.is_diffusers:
+            return (json.dumps(raw, indent=2, sort_keys=True) + "\n").encode()
+        dtypes = {tensor.dtype for tensor in self.outline.tensors if tensor.dtype.kind == "float"}
+        config = ModelConfig(dict(raw), Path(CONFIG), None, None, "")
+        return output_config(config, dtypes.pop() if len(dtypes) == 1 else None, None, None)
+
+
+def write_sample(sample: Sample, threads: int, force: bool, tell: Callable[[int], None]) -> Written:
+    """Generate a sample into its place. Interrupted or killed, the same call goes on, to the same bytes.
+
+    Refused where something is there already, unless forced; Failed where a value is not finite.
+    """
+    layout, index = sample.layout, sample.generation.asked.index
+    files = tuple(file.name for file in layout.files)
+    with Writer(sample.path, layout, sample.generation.key, force=force) as writer:
+        resumed = writer.resumed_bytes
+        fill(writer, sample.hypernetwork, sample.outline, sample.condition, sample.seed, threads, tell)
+        if sample.beside:
+            if sample.folder is not None:
+                for path in companions(sample.folder):
+                    writer.add_copy(path, path.relative_to(sample.folder).as_posix())
+            for name, data in sample.beside.items():
+                writer.add_file(name, data)
+        writer.publish()
+    return Written(sample.path, index, layout.nbytes, (*files, *sample.beside), resumed)
+
+
+def check_apart(path: Path, generator: Path | None, others: Sequence[Path]) -> None:
+    """InvalidInput where an input would lie in the output, or the output in the generator, wherever links lead."""
+    mine = path.resolve()
+    for each in (*([generator] if generator else []), *others):
+        home = each.resolve()
+        if mine == home or mine in home.parents or (each is generator and home in mine.parents):
+            fact = f"{place(path)}: the output and the input {place(each)} overlap"
+            raise InvalidInput(fact, "choose an output of its own")
