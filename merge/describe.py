@@ -29,6 +29,7 @@ from .recording import completed
 
 __all__ = ["Description", "check_licences", "describe", "described_file", "write_card"]
 
+
 @dataclass(frozen=True)
 class Description:
     """The files to publish beside a merge, by name, and what its maker should know."""
