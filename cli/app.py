@@ -28,6 +28,7 @@ COMMANDS = {  # name -> what `--help` says; each is `command` of the module of t
     "rank": "Rank models by what they promise for a task.",
     "train": "Train a generator of weights.",
     "generate": "Generate the weights of a network.",
+    "evaluate": "Compare generated starts with fresh ones and with trained networks.",
     "methods": "List the merge methods, or describe one.",
     "generators": "List the generators and their parts, or describe one.",
     "pull": "Fetch a model, or statistics, from the Hub.",

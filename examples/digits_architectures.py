@@ -78,7 +78,7 @@ class Unseen:
 def train(known: Classification, steps: int, seed: int) -> tuple[Generator, float]:
     """A generator for a family, and its last loss."""
     made = Generator.build("logah", seed=seed, **SMALL, K=256)
-    report = made.fit(known, steps=steps, lr=1e-3, seed=seed)
+    report = made.fit(known, {"steps": steps, "seed": seed})
     return made, report.losses[-1]
 
 

@@ -24,10 +24,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from paramsmith.hypernet import Generator, Target, train
 from paramsmith.hypernet.adaptation import adapt, loss_of
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.learning import train
 from paramsmith.hypernet.protocols import Episode
 from paramsmith.hypernet.tasks import FunctionTask
 

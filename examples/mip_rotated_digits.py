@@ -22,8 +22,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet import Generator, Target
 from paramsmith.hypernet.learning import objective_for
 from paramsmith.hypernet.protocols import Condition, Site
 from paramsmith.hypernet.tasks import Classification

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from paramsmith.device import one_thread_an_operation
 from paramsmith.errors import InvalidInput
 from paramsmith.params import Params
 
@@ -135,6 +136,11 @@ def evaluate(task: Task, arms: Sequence[Arm], budget: Budget | None = None, tell
     share an architecture) and `nearest`. Raises InvalidInput for a task whose test episodes lack data to train on.
     """
     budget = budget or Budget()
+    with one_thread_an_operation():  # side by side, these targets are small still
+        return _evaluated(task, arms, budget, tell)
+
+
+def _evaluated(task: Task, arms: Sequence[Arm], budget: Budget, tell: Tell | None) -> Evaluation:
     episodes = [task.episode(_rng(budget.seed, 0, i), "test") for i in range(budget.targets)]
     data = [_data(episode, budget.seed) for episode in episodes]
     everyone = [Arm("random", fresh()), Arm("orthogonal", fresh("orthogonal"))]

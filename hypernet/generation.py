@@ -152,7 +152,7 @@ def run(
 ) -> Report:
     """Write what a generator makes for a request."""
     started, job = time.perf_counter(), prepare(generator, request)
-    check_apart(output, _path(generator), [p for p in (_path(request.like), job.folder) if p])
+    check_apart(output, [p for p in (_path(request.like), job.folder) if p], _path(generator))
     samples = job.samples(output)
     made = _folder_of_several(output, samples) if job.count > 1 else False
     tell = _Tally(sum(sample.layout.nbytes for sample in samples), progress).add

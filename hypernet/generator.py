@@ -22,7 +22,7 @@ from paramsmith.errors import InvalidInput, printable
 from paramsmith.params import validated
 from paramsmith.parts import generators
 
-from .artifact import FILES, FORMAT, open_artifact
+from .artifact import FILES, FORMAT, INDEX, TENSORS, open_artifact
 from .conditions import batched, one_of
 from .hypernetwork import Hypernetwork
 from .protocols import Condition, Design, Site
@@ -244,6 +244,7 @@ class Generator(DiffusionPipeline):
 
         self._forget_place()
         super().save_pretrained(folder, safe_serialization=True, max_shard_size=_ONE_FILE)
+        os.chmod(folder / TENSORS, (folder / INDEX).stat().st_mode)  # the library's files are for nobody else to read
         card = folder / "README.md"
         if not os.path.lexists(card) or ours(card):
             replace_file(card, generator_card(self, name))

@@ -102,10 +102,10 @@ class Hypernetwork(ModelMixin, ConfigMixin):
             if self.spec is None:
                 raise InvalidInput("this generator makes any architecture, and none is given", "say which: --like")
             spec = self.spec
-        elif self.spec is not None and [(s.name, s.shape) for s in spec.slots] != [
-            (s.name, s.shape) for s in self.spec.slots
-        ]:
-            raise InvalidInput("this generator was made for another target", "leave --like out")
+        elif self.spec is not None:
+            if spec.hash != self.spec.hash:
+                raise InvalidInput("this generator was made for another target", "leave --like out")
+            spec = self.spec  # the same tensors, in the order that the parts know
         for part in (self.encoder, self.decoder, self.base, self.scale):
             check = getattr(part, "check", None)
             if callable(check):

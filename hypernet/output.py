@@ -120,10 +120,10 @@ def write_sample(sample: Sample, threads: int, force: bool, tell: Callable[[int]
     return Written(sample.path, index, layout.nbytes, (*files, *sample.beside), resumed)
 
 
-def check_apart(path: Path, generator: Path | None, others: Sequence[Path]) -> None:
+def check_apart(path: Path, inputs: Sequence[Path], generator: Path | None = None) -> None:
     """InvalidInput where an input would lie in the output, or the output in the generator, wherever links lead."""
     mine = path.resolve()
-    for each in (*([generator] if generator else []), *others):
+    for each in (*inputs, *([generator] if generator else [])):
         home = each.resolve()
         if mine == home or mine in home.parents or (each is generator and home in mine.parents):
             fact = f"{place(path)}: the output and the input {place(each)} overlap"

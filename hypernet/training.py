@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paramsmith.device import threads_an_operation
 from paramsmith.errors import Failed
 from paramsmith.progress import Progress
 from paramsmith.resumable import Resumable
@@ -90,7 +91,11 @@ def fit(
     may have a keeper.
     """
     check_tracker(course.tracker)
-    with accelerated(course, logs) as accelerator, tracking(accelerator, course.model_dump()) as track:
+    with (
+        threads_an_operation(course.threads),
+        accelerated(course, logs) as accelerator,
+        tracking(accelerator, course.model_dump()) as track,
+    ):
         run = _Run(hypernetwork, objective, course, accelerator, keeper)
         return run.to_the_end(progress, [track, *([log] if log else [])])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from paramsmith.errors import InvalidInput, printable
@@ -74,13 +74,18 @@ def pick_threads(threads: int | None) -> int:
 
 
 @contextmanager
-def one_thread_an_operation() -> Iterator[None]:
-    """Let every torch operation use its own thread only, while workers run side by side; then as it was."""
+def threads_an_operation(count: int) -> Iterator[None]:
+    """Let every torch operation use so many threads, then as it was. Their number can change the last bits of sums."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread_an_operation() -> AbstractContextManager[None]:
+    """Let every torch operation use its own thread only, as where workers run side by side; then as it was."""
+    return threads_an_operation(1)

@@ -1,4 +1,4 @@
-"""What the small reproductions say: the directions that the papers report, also where they are trained for less long."""
+"""What the small reproductions say: the directions that the papers report, where they are trained for less long too."""
 
 from __future__ import annotations
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.encoders.vector import Widths
 from paramsmith.hypernet.protocols import Condition, Site
 from paramsmith.hypernet.target import TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import encoders
-
-Widths = tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
 
 
 class Set(Params):

@@ -20,7 +20,13 @@ Encoding = Literal["cos_sin", "pair", "unit", "raw"]
 SLOPE = 0.01  # of the leaky ReLU, left of 0
 _ROUNDING = 1e-5  # of an interval: how far outside a number may lie that was meant for its end
 
-Ends = Annotated[tuple[Number, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float) else v)]
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, int | float) else value
+
+
+Ends = Annotated[tuple[Number, ...], BeforeValidator(_listed)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(_listed)]
 
 
 class Vector(Params):
@@ -29,7 +35,7 @@ class Vector(Params):
     encoding: Encoding = Field("cos_sin", description="how numbers enter; cos_sin and pair want an interval")
     low: Ends | None = Field(None, description="lower ends of the intervals: one, or one a coordinate; else 0 or none")
     high: Ends | None = Field(None, description="upper ends: one, or one a coordinate; else 1 or none")
-    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((), description="widths before the code's own")
+    hidden: Widths = Field((), description="widths before the code's own")
     body: bool = Field(True, description="whether layers follow; without, the encoded numbers are the code")
     init: Literal["fan_out", "fan_in"] = Field("fan_out", description="Kaiming's: variance 2/outputs or 2/inputs")
 

@@ -28,7 +28,7 @@ class HyperOFA(Params):
     hidden: int | None = Field(None, ge=1, description="width inside; 128, of bilstm 800, and 1600 from rank 400 on")
     layers: int = Field(2, ge=1, le=64, description="layers over the words (the paper: 2, for many languages 4)")
     heads: int = Field(4, ge=1, description="attention heads of the setformer")
-    dropout: float | None = Field(None, ge=0, lt=1, description="0.4 of bilstm and setformer, else 0")
+    dropout: float | None = Field(None, ge=0, lt=1, description="0.4 of bilstm and setformer, else 0.1")
     contrast: float = Field(0.1, ge=0, le=1, description="share of the contrast in the loss")
     temperature: float = Field(0.25, gt=0, description="of the contrast: 0.5 for one language, 0.25 for many")
     batch: int = Field(256, ge=2, description="tokens a step")
@@ -50,7 +50,7 @@ def hyperofa(options: HyperOFA, site: Site) -> Design:
         )
     paper = options.kind == "bilstm"
     hidden = options.hidden or (128 if not paper else 1600 if options.rank >= 400 else 800)
-    dropout = options.dropout if options.dropout is not None else (0.0 if options.kind == "deepsets" else 0.4)
+    dropout = options.dropout if options.dropout is not None else (0.1 if options.kind == "deepsets" else 0.4)
     encoder = {"kind": options.kind, "hidden": hidden, "layers": options.layers, "dropout": dropout}
     encoder |= {"heads": options.heads} if options.kind == "setformer" else {}
     loss = {"contrast": options.contrast, "temperature": options.temperature, "batch": options.batch}

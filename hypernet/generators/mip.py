@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from paramsmith.hypernet.encoders.vector import Encoding, Ends
+from paramsmith.hypernet.encoders.vector import Encoding, Ends, Widths
 from paramsmith.hypernet.objectives.tasks import Tasks
 from paramsmith.hypernet.protocols import Chosen, Design, Site
 from paramsmith.parts import generators
@@ -17,9 +17,7 @@ class Mip(Tasks):
 
     low: Ends | None = Field(None, description="lower ends of the condition's intervals: one, or one a coordinate")
     high: Ends | None = Field(None, description="upper ends; 0 to 1 where nothing is said")
-    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
-        (16, 64, 128), min_length=1, description="widths of the hypernetwork's layers"
-    )
+    hidden: Widths = Field((16, 64, 128), min_length=1, description="widths of the hypernetwork's layers")
     encoding: Encoding = Field("cos_sin", description="how the condition enters; raw is a plain hypernetwork's")
     base: Literal["learned", "zeros", "checkpoint"] = Field(
         "learned", description="what the output is added to; zeros is a plain hypernetwork's"

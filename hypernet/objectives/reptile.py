@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast
 
 import torch
 from pydantic import Field
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.adaptation import Gathered, Weights, adapt, gather, held_out, loss_of, side_by_side
 from paramsmith.hypernet.hypernetwork import Hypernetwork
-from paramsmith.hypernet.protocols import Batch, Task
+from paramsmith.hypernet.protocols import Batch
 from paramsmith.hypernet.tasks import is_task
 from paramsmith.params import Params
 from paramsmith.parts import objectives
@@ -37,7 +36,7 @@ class ReptileObjective:
     def __init__(self, options: Reptile, hypernetwork: Hypernetwork, source: object) -> None:
         if not is_task(source):
             raise InvalidInput("the objective 'reptile' learns from tasks", "give --tasks file.py:function")
-        self.options, self.hypernetwork, self.task = options, hypernetwork, cast(Task, source)
+        self.options, self.hypernetwork, self.task = options, hypernetwork, source
 
     def turns(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """One turn."""

@@ -114,6 +114,10 @@ class SelfTuningObjective:
         wide = self.options.entropy_weight * entropy(scales)
         return self._mean_loss(self.unconstrained, scales, VALIDATION, rng) - wide
 
+    def told(self) -> Mapping[str, float]:
+        """The hyperparameters as they are now, for a line of metrics."""
+        return self.result().values
+
     def result(self) -> Tuned:
         """The hyperparameters as they are now; `hypernetwork({"vector": condition})` are the weights that suit them."""
         held = self.unconstrained.detach()

@@ -147,7 +147,8 @@ def steps(job: Job) -> Measured:
     task = Classification(family("vit", count=8, seed=0), x, y, x[:64], y[:64])
     made = Generator.build("logah")
     precision = "bf16" if job.device != "cpu" else "no"
-    found = made.fit(task, steps=job.steps, device=job.device, precision=precision, compile=job.compile)
+    course = {"steps": job.steps, "device": job.device, "precision": precision, "compile": job.compile}
+    found = made.fit(task, course)
     return Measured(1 / found.rate)
 
 

@@ -58,9 +58,8 @@ def test_a_family_is_the_same_for_the_same_seed(name: str) -> None:
     assert pool.architectures() == again.architectures()
     assert pool.architectures("test") == again.architectures("test")
     assert pool.architectures() != other.architectures()
-    drawn = [pool.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1, 2, 3, 4, 5)]
+    drawn = [pool.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0)]
     assert drawn[0] is drawn[1]
-    assert len({id(target) for target in drawn}) > 1
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -71,6 +70,8 @@ def test_unseen_architectures_are_not_trained_on(name: str) -> None:
     assert len(set(trained)) == len(trained)
     assert not set(trained) & set(unseen)
     assert unseen
+    if name == "vit":  # there are fewer than are asked for: a fifth is held out
+        assert len(unseen) == (len(trained) + len(unseen)) // 5
 
 
 @each_family
@@ -106,17 +107,16 @@ def test_batch_norms_keep_no_statistics() -> None:
 
 
 def test_the_defaults_of_transformers_are_those_of_the_paper() -> None:
-    """Widths by depth, heads that divide, sizes up to 10 and 30 million; as many as there are, some held out."""
-    pool = vit.vit(vit.ViT())
+    """Widths by depth, heads that divide, sizes up to 10 and 30 million."""
+    assert (vit.ViT().count, gpt.GPT().count) == (1000, 1000)
+    pool = vit.vit(vit.ViT(count=12, test_count=4))
     for split in ("train", "test"):
         for layers, width, heads in pool.architectures(split):
             low, high = vit.dims_of(layers)
             assert 3 <= layers <= 9
             assert low <= width <= high
             assert width % 32 == 0 == width % heads
-    assert 20 < len(pool.architectures()) < 1000
-    assert len(pool.architectures("test")) > 4
-    words = gpt.gpt(gpt.GPT(count=10))
+    words = gpt.gpt(gpt.GPT(count=4, test_count=1))
     for layers, width in words.architectures():
         low, high = gpt.dims_of(layers)
         assert low <= width <= high
@@ -127,6 +127,12 @@ def test_the_defaults_of_transformers_are_those_of_the_paper() -> None:
     assert head.shape[0] == 50257
     assert not any(slot.copies for slot in target.spec.slots)
     assert next(slot for slot in target.spec.slots if slot.role == "embedding").std == 0.02
+
+
+def test_any_of_the_pool_may_be_drawn() -> None:
+    pool = small("mlp", layers=(1, 1))
+    drawn = {pool.sample(torch.Generator().manual_seed(seed)).spec.slots[0].shape[0] for seed in range(40)}
+    assert drawn == {width for (width,) in pool.architectures()}
 
 
 def test_unseen_ones_may_be_larger() -> None:

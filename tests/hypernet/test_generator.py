@@ -57,6 +57,7 @@ class TestFolder:
     def test_holds_safetensors_and_plain_data_alone(self, tmp_path: Path) -> None:
         made().save_pretrained(tmp_path / "gen")
         assert set(listing(tmp_path / "gen")) == {*FILES, "README.md"}
+        assert len({(tmp_path / "gen" / name).stat().st_mode for name in FILES}) == 1  # the umask's
 
     def test_names_the_classes_by_the_paths_that_every_version_keeps(self, tmp_path: Path) -> None:
         made().save_pretrained(tmp_path / "gen")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.adaptation import adapt, gather, held_out
+from paramsmith.hypernet.adaptation import adapt, gather, held_out, loss_of
 from paramsmith.hypernet.calling import Target
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.hypernetwork import Hypernetwork
@@ -162,12 +161,8 @@ def test_side_by_side_is_one_after_another(first_order: bool) -> None:
     for _ in range(3):
         episode = task.episode(rng)
         weights = {name: value[0] for name, value in objective.hypernetwork({}).items()}
-
-        def seen(held: Mapping[str, Tensor], episode: Episode = episode) -> Tensor:
-            return task.loss(lambda x: episode.target.call(held, x), episode.support)
-
-        adapted = adapt(seen, weights, 0.1, 2, first_order)
-        one_by_one.append(task.loss(lambda x, held=adapted: task.target.call(held, x), episode.query))
+        adapted = adapt(loss_of(task.loss, task.target, episode.support), weights, 0.1, 2, first_order)
+        one_by_one.append(loss_of(task.loss, task.target, episode.query)(adapted))
     apart = torch.stack(one_by_one).mean()
     torch.testing.assert_close(together, apart)
     parameters = [p for name, p in objective.hypernetwork.named_parameters() if name.startswith("base")]
@@ -187,12 +182,8 @@ def test_a_generator_with_a_condition_is_adapted_from_what_it_makes_of_it() -> N
     for episode in (task.episode(rng), task.episode(rng)):
         asked = {name: value[None] for name, value in episode.condition.items()}
         weights = {name: value[0] for name, value in made(asked).items()}
-
-        def seen(held: Mapping[str, Tensor], episode: Episode = episode) -> Tensor:
-            return task.loss(lambda x: episode.target.call(held, x), episode.support)
-
-        adapted = adapt(seen, weights, 0.1, 1)
-        apart.append(task.loss(lambda x, held=adapted: task.target.call(held, x), episode.query))
+        adapted = adapt(loss_of(task.loss, task.target, episode.support), weights, 0.1, 1)
+        apart.append(loss_of(task.loss, task.target, episode.query)(adapted))
     torch.testing.assert_close(together, torch.stack(apart).mean())
 
 
@@ -204,6 +195,15 @@ def test_the_tail_of_the_support_judges_in_place_of_the_query() -> None:
     torch.testing.assert_close(torch.cat([seen["x"], unseen["x"]], 1), group.support["x"])
     with pytest.raises(InvalidInput, match="no more than 10 examples"):
         held_out(group, 10)
+    objective = MAMLObjective(
+        MAML(lr=0.1, steps=2, meta_batch=1, first_order=True, tail=4), start("maml", task.target), task
+    )
+    found = objective.loss(0, torch.Generator().manual_seed(0))
+    support = task.episode(torch.Generator().manual_seed(0)).support
+    head, tail = ({name: value[part] for name, value in support.items()} for part in (slice(6), slice(6, None)))
+    weights = {name: value[0] for name, value in objective.hypernetwork({}).items()}
+    adapted = adapt(loss_of(task.loss, task.target, head), weights, 0.1, 2)
+    torch.testing.assert_close(found, loss_of(task.loss, task.target, tail)(adapted))
     design = Generator.build("fomaml", spec=task.target.spec, tail=4).design()
     assert design.objective.options["tail"] == 4
     assert design.objective.options["first_order"] is True

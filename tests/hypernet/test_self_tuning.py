@@ -247,6 +247,8 @@ def test_a_preset_is_trained_to_a_saved_generator_and_what_was_tuned(tmp_path: P
     assert made[0].result is not None
     assert made[0].result == made[1].result
     told = json.loads((tmp_path / "a" / "result.json").read_text(encoding="utf-8"))
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[-1])["rate"] == told["values"]["rate"]
     assert 0 < told["values"]["rate"] < 0.9
     saved = [Generator.from_pretrained(tmp_path / name) for name in ("a", "b")]
     weights = [generator.sample({"vector": torch.tensor(told["condition"])})[0] for generator in saved]
