@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, trained for less long")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    steps = {"bilstm": 40, "deepsets": 150} if quick else {"bilstm": 500, "deepsets": 500}
+    steps = {"bilstm": 20, "deepsets": 100} if quick else {"bilstm": 500, "deepsets": 500}
     runs = [run(seed, steps) for seed in range(1 if quick else 3)]
     print(f"cosine to the true rows of {TOKENS - KNOWN} unseen tokens, {len(runs)} seed{'s'[: len(runs) - 1]}")
     for name in ("random", "mean", "ofa", "ridge", "bilstm", "deepsets", "ceiling"):

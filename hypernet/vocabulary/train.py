@@ -139,4 +139,4 @@ def told(nearness: Mapping[str, Nearness]) -> tuple[str, ...]:
     better = [name for name in ("ridge", "ofa", "mean") if nearness[name].cosine >= own]
     if not better:
         return ()
-    return (f"{better[0]} is as near to tokens kept apart: cosine {nearness[better[0]].cosine:.3f}, here {own:.3f}",)
+    return (f"{better[0]} does as well on tokens kept apart: cosine {nearness[better[0]].cosine:.3f}, here {own:.3f}",)

@@ -46,10 +46,11 @@ class Bags:
 
     def select(self, chosen: Tensor) -> Bags:
         """These bags, by number, in this order."""
-        members, mask = self.padded(chosen)
+        sizes = self.sizes[chosen]
         starts = torch.zeros(len(chosen) + 1, dtype=torch.int64)
-        starts[1:] = self.sizes[chosen].cumsum(0)
-        return Bags(starts, members[mask])
+        starts[1:] = sizes.cumsum(0)
+        moved = torch.repeat_interleave(self.starts[chosen] - starts[:-1], sizes)
+        return Bags(starts, self.members[torch.arange(len(moved)) + moved])
 
     def padded(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Words of these bags side by side and which of them are there: (B, n) int64 with zeros behind, (B, n) bool.

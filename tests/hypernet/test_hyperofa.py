@@ -157,7 +157,7 @@ def test_a_baseline_that_is_as_good_is_told_first() -> None:
         name: Nearness(cosine, 1.0) for name, cosine in (("hyperofa", 0.5), ("ridge", 0.6), ("ofa", 0.1), ("mean", 0))
     }
     (said,) = told(near)
-    assert said == "ridge is as near to tokens kept apart: cosine 0.600, here 0.500"
+    assert said == "ridge does as well on tokens kept apart: cosine 0.600, here 0.500"
     assert told({**near, "ridge": Nearness(0.4, 1.0)}) == ()
 
 
