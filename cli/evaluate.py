@@ -15,7 +15,7 @@ from paramsmith.errors import InvalidInput, printable
 from .output import json_option, show_json, show_table, wants_json
 
 if TYPE_CHECKING:
-    from paramsmith.hypernet.evaluate import Arm, Budget, Evaluation, Row
+    from paramsmith.hypernet.evaluation.evaluate import Arm, Budget, Evaluation, Row
     from paramsmith.hypernet.protocols import Task
 
 
@@ -60,13 +60,13 @@ def command(
 
     The task's unseen targets and data are the judges; each start has the learning rate that suits it best.
     """
-    from paramsmith.hypernet.evaluate import evaluate
-    from paramsmith.hypernet.tasks import load_task
+    from paramsmith.hypernet.evaluation.evaluate import evaluate
+    from paramsmith.hypernet.training.tasks import load_task
 
     for path in filter(None, (output, plot)):
         _check_absent(path, force)
     if plot is not None:
-        from paramsmith.hypernet.figure import check_format
+        from paramsmith.hypernet.evaluation.figure import check_format
 
         check_format(plot.suffix)
     budget, task = _budget(given), load_task(reference)
@@ -80,7 +80,7 @@ def command(
 
 
 def _budget(given: dict[str, object]) -> Budget:
-    from paramsmith.hypernet.evaluate import Budget
+    from paramsmith.hypernet.evaluation.evaluate import Budget
     from paramsmith.params import validated
 
     return validated(Budget, {name: value for name, value in given.items() if value is not None}, "evaluate")
@@ -88,9 +88,9 @@ def _budget(given: dict[str, object]) -> Budget:
 
 def _arms(name: str, task: Task, budget: Budget) -> list[Arm]:
     """The generator's start, what it cost, and, where it is asked for something, the control that asks for another."""
-    from paramsmith.hypernet.evaluate import Arm, wrong_condition
+    from paramsmith.hypernet.evaluation.evaluate import Arm, wrong_condition
+    from paramsmith.hypernet.evaluation.starts import generated
     from paramsmith.hypernet.generator import Generator
-    from paramsmith.hypernet.starts import generated
 
     generator = Generator.from_pretrained(name)
     start, shown = generated(generator.hypernetwork), Path(name).name
@@ -111,7 +111,7 @@ def _write(found: Evaluation, output: Path | None, plot: Path | None) -> None:
     if output is not None:
         replace_file(output, (json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n").encode())
     if plot is not None:
-        from paramsmith.hypernet.figure import figure
+        from paramsmith.hypernet.evaluation.figure import figure
 
         replace_file(plot, figure(found, plot.suffix))
 

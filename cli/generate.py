@@ -13,7 +13,7 @@ from paramsmith.errors import InvalidInput, printable
 from .output import json_option, show_json, show_warning, size_text, wants_json
 
 if TYPE_CHECKING:
-    from paramsmith.hypernet.generation import Outlook, Report
+    from paramsmith.hypernet.writing.generation import Outlook, Report
 
 
 @click.command("generate", short_help="Generate the weights of a network.")
@@ -60,8 +60,8 @@ def command(
         raise InvalidInput("no output given", "add -o OUT, or --dry-run to see what would be written")
     _check_words(dtype, shard_size)
     from paramsmith.device import keep_freed_memory
-    from paramsmith.hypernet.conditions import read_condition
-    from paramsmith.hypernet.generation import Request, outlook, prepare, run
+    from paramsmith.hypernet.writing.conditions import read_condition
+    from paramsmith.hypernet.writing.generation import Request, outlook, prepare, run
     from paramsmith.progress import bar
 
     keep_freed_memory()

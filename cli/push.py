@@ -82,7 +82,7 @@ def _with_card(output: Path, repository: str, licence: str | None) -> dict[str, 
         fact = f"{printable(output / CARD, 400)}: is there already, and says the licence itself"
         raise InvalidInput(fact, "leave --license out, or set license: in the file")
     if GENERATION in files:  # what was generated is told with the hashes of its files
-        from paramsmith.hypernet.provenance import completed
+        from paramsmith.hypernet.writing.provenance import completed
 
         files[GENERATION] = completed(output).to_bytes()
     return files

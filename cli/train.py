@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from paramsmith.errors import GenerateWarning, InvalidInput, printable
-from paramsmith.hypernet.course import Course
+from paramsmith.hypernet.training.course import Course
 
 from .output import json_option, show_json, show_warning, wants_json
 from .task_options import check_apart
 
 if TYPE_CHECKING:
-    from paramsmith.hypernet.learning import Trained
+    from paramsmith.hypernet.training.learning import Trained
     from paramsmith.progress import Progress
 
 Command = Callable[..., None]
@@ -77,7 +77,7 @@ def command(
     target = _checked(output, tasks, zoo, words, like)
     options = [_pair(text) for text in pairs]
     given = {name: value for name, value in course.items() if value is not None}
-    from paramsmith.hypernet.learning import train
+    from paramsmith.hypernet.training.learning import train
     from paramsmith.progress import bar
 
     with _told_warnings(), bar(not quiet, "steps") as progress:
@@ -129,14 +129,14 @@ def _values(preset: str, pairs: Sequence[tuple[str, object]]) -> dict[str, objec
 
 def _source(tasks: str | None, zoo: Path | None, like: str | None) -> object:
     if tasks is not None:
-        from paramsmith.hypernet.tasks import load_task
+        from paramsmith.hypernet.training.tasks import load_task
 
         return load_task(tasks, judged=False)
-    from paramsmith.hypernet.zoo import Zoo
+    from paramsmith.hypernet.training.zoo import Zoo
 
     if like is None:
         return Zoo.open(str(zoo))
-    from paramsmith.hypernet.like import open_like
+    from paramsmith.hypernet.targets.like import open_like
 
     return Zoo.open(str(zoo), open_like(like).spec)
 
@@ -152,7 +152,7 @@ def _of_words(
     progress: Progress,
 ) -> tuple[Trained, tuple[str, ...]]:
     """Train on the embeddings of a model, and judge on tokens kept apart."""
-    from paramsmith.hypernet.learning import train
+    from paramsmith.hypernet.training.learning import train
     from paramsmith.hypernet.vocabulary.train import prepare_hyperofa, told
 
     if preset != "hyperofa":

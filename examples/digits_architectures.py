@@ -20,12 +20,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.evaluate import Arm, Budget, Evaluation, Row, evaluate
-from paramsmith.hypernet.family import TEST, Family, family
+from paramsmith.hypernet.evaluation.evaluate import Arm, Budget, Evaluation, Row, evaluate
+from paramsmith.hypernet.evaluation.starts import generated
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.starts import generated
-from paramsmith.hypernet.tasks import Classification
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.family import TEST, Family, family
+from paramsmith.hypernet.training.tasks import Classification
 
 PERCEPTRONS = {"inputs": 64, "layers": (1, 4), "widths": (16, 64), "count": 60}
 TRANSFORMERS = {"image": 8, "patch": 2, "channels": 1, "layers": (1, 2), "dims": (16, 32), "step": 4, "count": 40}

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramsmith.hypernet import Generator, Target, train
-from paramsmith.hypernet.adaptation import loss_of
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.objectives.tasks import Tasks, TasksObjective
 from paramsmith.hypernet.protocols import Chosen, Design, Episode, Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.tasks import FunctionTask
-from paramsmith.hypernet.training import Course, fit
+from paramsmith.hypernet.training.adaptation import loss_of
+from paramsmith.hypernet.training.loop import Course, fit
+from paramsmith.hypernet.training.tasks import FunctionTask
 
 CROPS = (("china.jpg", 100, 200), ("flower.jpg", 80, 250), ("china.jpg", 250, 60))  # file, row, column
 SIDE, OCTAVES = 64, 5

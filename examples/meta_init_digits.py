@@ -25,9 +25,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from paramsmith.hypernet import Generator, Target, train
-from paramsmith.hypernet.adaptation import adapt, loss_of
 from paramsmith.hypernet.protocols import Episode
-from paramsmith.hypernet.tasks import FunctionTask
+from paramsmith.hypernet.training.adaptation import adapt, loss_of
+from paramsmith.hypernet.training.tasks import FunctionTask
 
 MARKS = (0, 2, 8, 32)  # steps that the table shows
 SIZES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of the steps

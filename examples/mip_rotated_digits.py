@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramsmith.hypernet import Generator, Target
-from paramsmith.hypernet.learning import objective_for
 from paramsmith.hypernet.protocols import Condition, Site
-from paramsmith.hypernet.tasks import Classification
-from paramsmith.hypernet.training import Course, fit
+from paramsmith.hypernet.training.learning import objective_for
+from paramsmith.hypernet.training.loop import Course, fit
+from paramsmith.hypernet.training.tasks import Classification
 
 PLAIN: Mapping[str, object] = {"encoding": "raw", "base": "zeros", "init": "fan_in"}
 VARIANTS: Mapping[str, Mapping[str, object]] = {

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramsmith.hypernet import Generator, Target
-from paramsmith.hypernet.hyperparameters import Hyperparameter
-from paramsmith.hypernet.learning import objective_for
 from paramsmith.hypernet.objectives.self_tuning import SelfTuningObjective
 from paramsmith.hypernet.protocols import Batch, Episode, Run
-from paramsmith.hypernet.training import Course, fit
+from paramsmith.hypernet.training.hyperparameters import Hyperparameter
+from paramsmith.hypernet.training.learning import objective_for
+from paramsmith.hypernet.training.loop import Course, fit
 
 FIXED, STARTS = (0.05, 0.3, 0.5, 0.7), (0.05, 0.5)
 PARTS = {"train": slice(0, 150), "validation": slice(150, 450), "test": slice(450, None)}

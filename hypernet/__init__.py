@@ -9,22 +9,22 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .calling import Target
-    from .evaluate import evaluate
-    from .generation import generate
+    from .evaluation.evaluate import evaluate
     from .generator import Generator
-    from .learning import train
-    from .target import TargetSpec
+    from .targets.calling import Target
+    from .targets.target import TargetSpec
+    from .training.learning import train
+    from .writing.generation import generate
 
 __all__ = ["Generator", "Target", "TargetSpec", "evaluate", "generate", "train"]
 
 _HOMES = {  # name -> the module that it is in
     "Generator": "generator",
-    "Target": "calling",
-    "TargetSpec": "target",
-    "evaluate": "evaluate",
-    "generate": "generation",
-    "train": "learning",
+    "Target": "targets.calling",
+    "TargetSpec": "targets.target",
+    "evaluate": "evaluation.evaluate",
+    "generate": "writing.generation",
+    "train": "training.learning",
 }
 
 
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found: object = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = found  # also over a module of the same name, which the import has put there
+    globals()[name] = found
     return found
 
 

@@ -23,19 +23,19 @@ from paramsmith.params import validated
 from paramsmith.parts import generators
 
 from .artifact import FILES, FORMAT, INDEX, TENSORS, open_artifact
-from .conditions import batched, one_of
 from .hypernetwork import Hypernetwork
 from .protocols import Condition, Design, Site
-from .samples import sample_seed, state_dicts
 from .seeding import seeded
-from .target import TargetSpec
+from .targets.target import TargetSpec
+from .writing.conditions import batched, one_of
+from .writing.samples import sample_seed, state_dicts
 
 if TYPE_CHECKING:
     from paramsmith.progress import Progress
     from paramsmith.upload import Pushed
 
-    from .metrics import Log
-    from .training import FitReport
+    from .training.loop import FitReport
+    from .training.metrics import Log
 
 _ONE_FILE = "1000TB"  # a generator has one file of tensors, whatever its size
 
@@ -162,9 +162,9 @@ class Generator(DiffusionPipeline):
 
         `paramsmith.hypernet.train` does the same to a folder, and goes on where it was interrupted.
         """
-        from .course import Course
-        from .learning import objective_for
-        from .training import fit
+        from .training.course import Course
+        from .training.learning import objective_for
+        from .training.loop import fit
 
         design = self.design()
         chosen = validated(Course, {**design.course, **(course or {})}, "the course", "see: paramsmith train --help")
@@ -240,7 +240,7 @@ class Generator(DiffusionPipeline):
         from paramsmith.disk import replace_file
         from paramsmith.seal import ours
 
-        from .cards import generator_card
+        from .writing.cards import generator_card
 
         self._forget_place()
         super().save_pretrained(folder, safe_serialization=True, max_shard_size=_ONE_FILE)

@@ -16,10 +16,10 @@ from paramsmith.params import Params, validated
 from paramsmith.parts import Parts, bases, decoders, encoders, scales
 
 from .protocols import Chosen, Condition, Design, Site
-from .specfile import spec_from_json, spec_to_json
-from .target import Slot, TargetSpec
+from .targets.specfile import spec_from_json, spec_to_json
+from .targets.target import Slot, TargetSpec
 
-CHUNK = 1 << 24  # numbers decoded at once when a target is streamed; fixed, so that the bytes are the same everywhere
+CHUNK = 1 << 22  # numbers decoded at once when a target is streamed; fixed, so that the bytes are the same everywhere
 
 
 class Hypernetwork(ModelMixin, ConfigMixin):

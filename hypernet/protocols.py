@@ -21,7 +21,7 @@ from torch import Tensor
 
 from paramsmith.params import Params
 
-from .target import Slot, TargetSpec
+from .targets.target import Slot, TargetSpec
 
 Batch: TypeAlias = Mapping[str, Tensor]  # tensors by name
 Condition: TypeAlias = Mapping[str, Tensor]  # every tensor (B, ...); none where nothing is asked for but the target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from paramsmith.errors import InvalidInput, printable
@@ -86,6 +86,8 @@ def threads_an_operation(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def one_thread_an_operation() -> AbstractContextManager[None]:
+@contextmanager
+def one_thread_an_operation() -> Iterator[None]:
     """Let every torch operation use its own thread only, as where workers run side by side; then as it was."""
-    return threads_an_operation(1)
+    with threads_an_operation(1):
+        yield

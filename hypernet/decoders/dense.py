@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import decoders
 

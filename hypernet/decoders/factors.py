@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import decoders
 

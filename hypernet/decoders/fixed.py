@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from paramsmith.errors import InvalidInput, printable
+from paramsmith.hypernet.parametrizations.slot_tensors import one_target
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.slot_tensors import one_target
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 
 
 class Places:

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.hypernet.decoders.fixed import Places
+from paramsmith.hypernet.parametrizations.schemes import drawn
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.schemes import drawn
 from paramsmith.hypernet.seeding import drawn_seed
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import decoders
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.decoders.fixed import Places
+from paramsmith.hypernet.parametrizations.schemes import LAYERS
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.schemes import LAYERS
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params, check_filters, matches
 from paramsmith.parts import decoders
 

@@ -12,7 +12,7 @@ from torch.nn.functional import linear, relu
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import decoders
 

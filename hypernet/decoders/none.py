@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.target import Slot
+from paramsmith.hypernet.targets.target import Slot
 from paramsmith.params import Params
 from paramsmith.parts import decoders
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from paramsmith.hypernet.kept import Kept
+from paramsmith.hypernet.parametrizations.schemes import spread
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.schemes import spread
 from paramsmith.hypernet.seeding import bits, uniform
-from paramsmith.hypernet.target import Slot
+from paramsmith.hypernet.targets.target import Slot
 from paramsmith.params import Params
 from paramsmith.parts import decoders
 

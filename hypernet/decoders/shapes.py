@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.target import Slot
+from paramsmith.hypernet.targets.target import Slot
 
 MOST = 10**10  # numbers in one decoder: 40 GB; far more than a mistyped width should be allowed to ask for
 

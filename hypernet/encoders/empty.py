@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.hypernet.protocols import Condition, Site
-from paramsmith.hypernet.target import TargetSpec
+from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import encoders
 

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.graph import MAX_NODES, Graph, op_id
-from paramsmith.hypernet.graphormer import Centrality, Graphormer, embed_widely
-from paramsmith.hypernet.node_features import TYPES, Buckets, Sizes, as_ghn3, node_types
+from paramsmith.hypernet.encoders.graphormer import Centrality, Graphormer, embed_widely
+from paramsmith.hypernet.encoders.node_features import TYPES, Buckets, Sizes, as_ghn3, node_types
 from paramsmith.hypernet.protocols import Condition, Site
-from paramsmith.hypernet.target import Role, TargetSpec
+from paramsmith.hypernet.targets.graph import MAX_NODES, Graph, op_id
+from paramsmith.hypernet.targets.target import Role, TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import encoders
 

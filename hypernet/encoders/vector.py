@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.protocols import Condition, Site
-from paramsmith.hypernet.target import TargetSpec
+from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.params import Number, Params
 from paramsmith.parts import encoders
 
@@ -85,7 +85,7 @@ class VectorEncoder(nn.Module):
     def encoded(self, vector: Tensor) -> Tensor:
         """What the layers get of (B, k): (B, k or 2k).
 
-        >>> from paramsmith.hypernet.target import TargetSpec
+        >>> from paramsmith.hypernet.targets.target import TargetSpec
         >>> VectorEncoder(Vector(), Site(8, condition={"vector": (1,)})).encoded(torch.tensor([[0.0], [0.5]]))
         tensor([[1.0000, 0.0000],
                 [0.7071, 0.7071]])

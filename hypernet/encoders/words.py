@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.protocols import Condition, Site
-from paramsmith.hypernet.target import TargetSpec
+from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import encoders
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from paramsmith.hypernet.family import Architecture, FamilyOptions, Network, Pool, Range, between
+from paramsmith.hypernet.training.family import Architecture, FamilyOptions, Network, Pool, Range, between
 from paramsmith.parts import families
 
 _GROUPS = 8  # of a group norm, or fewer where they do not divide the width

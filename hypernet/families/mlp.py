@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from paramsmith.hypernet.family import Architecture, FamilyOptions, Network, Pool, Range, between
+from paramsmith.hypernet.training.family import Architecture, FamilyOptions, Network, Pool, Range, between
 from paramsmith.parts import families
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}

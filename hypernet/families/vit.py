@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from paramsmith.hypernet.family import Architecture, FamilyOptions, Network, Pool, Range, between
+from paramsmith.hypernet.training.family import Architecture, FamilyOptions, Network, Pool, Range, between
 from paramsmith.parts import families
 
 from .blocks import Block

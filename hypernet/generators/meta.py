@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from paramsmith.hypernet.parametrizations.slot_tensors import one_target
 from paramsmith.hypernet.protocols import Chosen, Design, Site
-from paramsmith.hypernet.slot_tensors import one_target
 from paramsmith.params import Params
 from paramsmith.parts import generators
 

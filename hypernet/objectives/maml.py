@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.adaptation import Gathered, adapt, gather, held_out, loss_of, side_by_side
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Batch
-from paramsmith.hypernet.tasks import is_task
+from paramsmith.hypernet.training.adaptation import Gathered, adapt, gather, held_out, loss_of, side_by_side
+from paramsmith.hypernet.training.tasks import is_task
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 

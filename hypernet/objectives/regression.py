@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.hypernetwork import Hypernetwork
-from paramsmith.hypernet.zoo import Member, Zoo
+from paramsmith.hypernet.training.zoo import Member, Zoo
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 

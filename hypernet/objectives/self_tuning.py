@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramsmith.errors import InvalidInput, printable
-from paramsmith.hypernet.adaptation import loss_of
 from paramsmith.hypernet.hypernetwork import Hypernetwork
-from paramsmith.hypernet.hyperparameters import Hyperparameter, entropy, inverse_softplus
 from paramsmith.hypernet.protocols import Batch, Task
+from paramsmith.hypernet.training.adaptation import loss_of
+from paramsmith.hypernet.training.hyperparameters import Hyperparameter, entropy, inverse_softplus
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.errors import Failed, InvalidInput
-from paramsmith.hypernet.adaptation import Gathered, gather
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Batch, Task
-from paramsmith.hypernet.tasks import is_task
+from paramsmith.hypernet.training.adaptation import Gathered, gather
+from paramsmith.hypernet.training.tasks import is_task
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 from paramsmith.userfile import call_user

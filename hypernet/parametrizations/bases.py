@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.hypernet.kept import Kept
+from paramsmith.hypernet.parametrizations.schemes import Scheme, centre, drawn
+from paramsmith.hypernet.parametrizations.slot_tensors import SlotTensors, one_target
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.schemes import Scheme, centre, drawn
 from paramsmith.hypernet.seeding import drawn_seed
-from paramsmith.hypernet.slot_tensors import SlotTensors, one_target
-from paramsmith.hypernet.target import Slot
+from paramsmith.hypernet.targets.target import Slot
 from paramsmith.params import Params
 from paramsmith.parts import bases
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.dtypes import torch_dtype
 from paramsmith.errors import InvalidInput, printable
+from paramsmith.hypernet.parametrizations.slot_tensors import SlotTensors, one_target
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.slot_tensors import SlotTensors, one_target
-from paramsmith.hypernet.target import Slot
+from paramsmith.hypernet.targets.target import Slot
 from paramsmith.memory import as_bytes
 from paramsmith.params import Params
 from paramsmith.parts import bases

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from paramsmith.hypernet.parametrizations.schemes import spread
+from paramsmith.hypernet.parametrizations.slot_tensors import one_target
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.schemes import spread
-from paramsmith.hypernet.slot_tensors import one_target
-from paramsmith.hypernet.target import Role, Slot
+from paramsmith.hypernet.targets.target import Role, Slot
 from paramsmith.params import Params
 from paramsmith.parts import scales
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.memory import as_bytes
 
 from .factorise import Factors

@@ -16,10 +16,10 @@ from paramsmith.destination import Destination
 from paramsmith.device import parse_bytes
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.output import check_apart
-from paramsmith.hypernet.provenance import NAME, Generation, Origin, described, planned_outputs
-from paramsmith.hypernet.sources import Source, source_of
-from paramsmith.hypernet.writing import SHARD_SIZE
+from paramsmith.hypernet.writing.output import check_apart
+from paramsmith.hypernet.writing.provenance import NAME, Generation, Origin, described, planned_outputs
+from paramsmith.hypernet.writing.sources import Source, source_of
+from paramsmith.hypernet.writing.stream import SHARD_SIZE
 from paramsmith.progress import Progress
 from paramsmith.shards import plan_files
 from paramsmith.staging import Writer

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from paramsmith.header import TensorSpec
-from paramsmith.hypernet.provenance import Asked, Generation, Origin
+from paramsmith.hypernet.writing.provenance import Asked, Generation, Origin
 from paramsmith.lineage import local_names
 
 from .model import Model

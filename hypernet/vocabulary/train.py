@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramsmith.hypernet.course import Course
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.generators.hyperofa import HyperOFA
-from paramsmith.hypernet.learning import objective_for, train
-from paramsmith.hypernet.training import FitReport, fit
+from paramsmith.hypernet.training.course import Course
+from paramsmith.hypernet.training.learning import objective_for, train
+from paramsmith.hypernet.training.loop import FitReport, fit
 from paramsmith.params import validated
 from paramsmith.progress import Progress
 

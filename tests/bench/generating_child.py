@@ -58,8 +58,8 @@ def train(job: Job) -> Measured:
 
 def generate(job: Job) -> Measured:
     """Weights for a GPT-2 in shards on the disk; the model's graph is captured before."""
-    from paramsmith.hypernet.generation import generate
     from paramsmith.hypernet.generator import Generator
+    from paramsmith.hypernet.writing.generation import generate
 
     generator, spec = Generator.from_pretrained(Path(job.folder) / "generator"), gpt2(job.size).spec
     before, started = rest()
@@ -113,7 +113,7 @@ def targets(job: Job) -> Measured:
     """Losses and gradients of 256 perceptrons with weights of their own, as one batch or one after the other."""
     import torch
 
-    from paramsmith.hypernet.calling import Target
+    from paramsmith.hypernet.targets.calling import Target
 
     torch.set_num_threads(1)
     rng = torch.Generator().manual_seed(0)
@@ -138,9 +138,9 @@ def steps(job: Job) -> Measured:
     """Training steps of logah T with four architectures a step: seconds each."""
     import torch
 
-    from paramsmith.hypernet.family import family
     from paramsmith.hypernet.generator import Generator
-    from paramsmith.hypernet.tasks import Classification
+    from paramsmith.hypernet.training.family import family
+    from paramsmith.hypernet.training.tasks import Classification
 
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(512, 3, 32, 32, generator=rng), torch.randint(10, (512,), generator=rng)
@@ -157,7 +157,7 @@ def gpt2(size: str) -> Target:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from paramsmith.hypernet.calling import Target
+    from paramsmith.hypernet.targets.calling import Target
 
     width, layers, heads = SIZES[size]
     config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, use_cache=False)

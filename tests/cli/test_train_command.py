@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from paramsmith.cli.app import cli
-from paramsmith.hypernet.course import Course
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.learning import train
-from paramsmith.hypernet.tasks import load_task
+from paramsmith.hypernet.training.course import Course
+from paramsmith.hypernet.training.learning import train
+from paramsmith.hypernet.training.tasks import load_task
+from paramsmith.hypernet.training.zoo import Zoo
 from paramsmith.hypernet.vocabulary.train import train_hyperofa
-from paramsmith.hypernet.zoo import Zoo
 from tests.hypernet import new_vocabulary
 from tests.merge.folders import Done, assert_clean, contents, failed, leftovers, start
 
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TASKS = """
 import torch
 from torch import nn
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.family import family
-from paramsmith.hypernet.hyperparameters import Hyperparameter
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.family import family
+from paramsmith.hypernet.training.hyperparameters import Hyperparameter
 from paramsmith.hypernet.protocols import Episode
-from paramsmith.hypernet.tasks import Classification, FunctionTask
+from paramsmith.hypernet.training.tasks import Classification, FunctionTask
 
 rng = torch.Generator().manual_seed(0)
 X = torch.randn(30, 4, generator=rng)
@@ -72,7 +72,7 @@ def raises():
 KILLED = """
 import os, signal, torch
 from paramsmith.resumable import Resumable
-import paramsmith.hypernet.training as training
+import paramsmith.hypernet.training.loop as training
 torch.set_num_threads(1)
 training.SAVING = float("inf")
 Resumable.due = lambda self: True
@@ -200,7 +200,7 @@ def test_another_training_starts_over(here: Path, monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(Resumable, "due", lambda self: True)
             patch.setattr(Resumable, "save", saving)
-            patch.setattr("paramsmith.hypernet.training.SAVING", float("inf"))
+            patch.setattr("paramsmith.hypernet.training.loop.SAVING", float("inf"))
             done = run("train", *words, *others)
         assert done.code == 130, done.err
         assert "the same command goes on from here" in done.err
@@ -266,7 +266,7 @@ def test_embeddings_by_word_vectors(here: Path) -> None:
     source = new_vocabulary.source(here / "source")
     vectors, _ = new_vocabulary.words(here)
     words = ["hyperofa", "--words", vectors, "--like", source, "--steps", 3, "-p", "hidden=16", "-o", here / "gen"]
-    assert "is as near to tokens kept apart: cosine" in trained(*words).err
+    assert "on tokens kept apart: cosine" in trained(*words).err
     made = train_hyperofa(source, vectors, course={"steps": 3}, options={"hidden": 16})
     held = Generator.from_pretrained(here / "gen").hypernetwork.state_dict()
     assert all(torch.equal(tensor, held[name]) for name, tensor in made.generator.hypernetwork.state_dict().items())

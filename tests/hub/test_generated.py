@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from paramsmith.cli.app import cli
 from paramsmith.errors import Failed, InvalidInput, Refused
 from paramsmith.hypernet.artifact import FILES, INDEX, TENSORS, open_artifact
-from paramsmith.hypernet.generation import generate
 from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet.writing.generation import generate
 from tests.hub.hubstub import HubStub
 from tests.hypernet.conftest import stub_parts  # noqa: F401 - a fixture
 from tests.hypernet.stubparts import small_spec

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from paramsmith.hypernet.like import open_like
+from paramsmith.hypernet.targets.like import open_like
 from tests.hub.hubstub import HubStub
 from tests.hub.repositories import publish, sent
 

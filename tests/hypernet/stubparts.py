@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.hypernet.protocols import Chosen, Design, Site
-from paramsmith.hypernet.target import Buffer, Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import bases, decoders, encoders, generators, objectives, scales
 

@@ -19,7 +19,7 @@ from paramsmith.cli.app import cli
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.artifact import CONFIG, FILES, INDEX, TENSORS, open_artifact
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.specfile import spec_to_json
+from paramsmith.hypernet.targets.specfile import spec_to_json
 from tests.hypernet.stubparts import small_spec
 from tests.shared.staged import listing
 

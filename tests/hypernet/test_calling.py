@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.calling import Target, first_tensor
-from paramsmith.hypernet.describe import spec_of
-from paramsmith.hypernet.target import TargetSpec
+from paramsmith.hypernet.targets.calling import Target, first_tensor
+from paramsmith.hypernet.targets.describe import spec_of
+from paramsmith.hypernet.targets.target import TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

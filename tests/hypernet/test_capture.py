@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paramsmith.errors import GenerateWarning, InvalidInput
-from paramsmith.hypernet.capture import capture, chain
-from paramsmith.hypernet.describe import spec_of
-from paramsmith.hypernet.graph import Graph
-from paramsmith.hypernet.target import TargetSpec
+from paramsmith.hypernet.targets.capture import capture, chain
+from paramsmith.hypernet.targets.describe import spec_of
+from paramsmith.hypernet.targets.graph import Graph
+from paramsmith.hypernet.targets.target import TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -417,7 +417,7 @@ def test_the_chain_of_a_checkpoint() -> None:
 
 
 def test_too_many_operations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paramsmith.hypernet.capture.MAX_NODES", 2)
+    monkeypatch.setattr("paramsmith.hypernet.targets.capture.MAX_NODES", 2)
     with pytest.raises(InvalidInput, match="3 operations"):
         capture(nn.Linear(2, 2), (torch.zeros(1, 2),), spec_of(nn.Linear(2, 2)))
 

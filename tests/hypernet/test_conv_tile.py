@@ -14,7 +14,7 @@ from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.decoders.conv_tile import ConvTile, ConvTileDecoder, square, tiled
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.target import Role, Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Role, Slot, TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

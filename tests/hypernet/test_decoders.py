@@ -16,7 +16,7 @@ from paramsmith.hypernet.decoders.none import NoDecoder
 from paramsmith.hypernet.decoders.shapes import MOST
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params
 
 pytestmark = pytest.mark.usefixtures("one_thread")

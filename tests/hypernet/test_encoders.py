@@ -19,7 +19,7 @@ from paramsmith.hypernet.encoders.set import Set, SetEncoder
 from paramsmith.hypernet.encoders.vector import Vector, VectorEncoder
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import validated
 from paramsmith.parts import encoders
 

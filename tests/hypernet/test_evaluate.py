@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.evaluate import Arm, Budget, Evaluation, Row, evaluate, wrong_condition
-from paramsmith.hypernet.figure import figure
-from paramsmith.hypernet.finetune import Data, Schedule, finetune, row_count, rows, scores, split
+from paramsmith.hypernet.evaluation.evaluate import Arm, Budget, Evaluation, Row, evaluate, wrong_condition
+from paramsmith.hypernet.evaluation.figure import figure
+from paramsmith.hypernet.evaluation.finetune import Data, Schedule, finetune, row_count, rows, scores, split
+from paramsmith.hypernet.evaluation.starts import Trained, distance, diversity, fresh, mean_of, nearest, transplanted
 from paramsmith.hypernet.protocols import Episode
-from paramsmith.hypernet.starts import Trained, distance, diversity, fresh, mean_of, nearest, transplanted
+from paramsmith.hypernet.targets.calling import Target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEATURES = 4
@@ -288,7 +288,7 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path) -> Non
 import sys
 sys.modules["matplotlib"] = None
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.figure import check_format
+from paramsmith.hypernet.evaluation.figure import check_format
 try:
     check_format(".png")
 except InvalidInput as problem:

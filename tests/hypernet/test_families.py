@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.calling import Target
 from paramsmith.hypernet.families import gpt, vit
-from paramsmith.hypernet.family import Pool, between, family
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.family import Pool, between, family
 from paramsmith.parts import families
 
 pytestmark = pytest.mark.usefixtures("one_thread")

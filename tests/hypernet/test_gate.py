@@ -17,7 +17,7 @@ from paramsmith.hypernet.generators.stn import Stn, stn
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

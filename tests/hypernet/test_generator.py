@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput, Refused
 from paramsmith.hypernet.artifact import FILES, INDEX
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.generation import Request, generate, prepare
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.hypernetwork import Hypernetwork
-from paramsmith.hypernet.output import write_sample
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
+from paramsmith.hypernet.writing.generation import Request, generate, prepare
+from paramsmith.hypernet.writing.output import write_sample
 from paramsmith.parts import generators
 from paramsmith.seal import ours
 from tests.hypernet.stubparts import small_spec
@@ -225,7 +225,7 @@ class TestSample:
 
     def test_however_few_are_decoded_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = made().sample(ASKED, 5, like=small_spec())
-        monkeypatch.setattr("paramsmith.hypernet.samples.CHUNK", 1)
+        monkeypatch.setattr("paramsmith.hypernet.writing.samples.CHUNK", 1)
         assert digest(made().sample(ASKED, 5, like=small_spec())) == digest(whole)
 
     def test_many_conditions(self) -> None:
@@ -240,7 +240,7 @@ class TestSample:
 
     def test_one_is_what_the_hypernetwork_gives(self) -> None:
         generator, spec = made(), small_spec()
-        from paramsmith.hypernet.samples import sample_seed
+        from paramsmith.hypernet.writing.samples import sample_seed
 
         whole = generator.hypernetwork({"vector": torch.tensor([[0.3, 0.7]])}, spec, [sample_seed(3, 0)])
         (sample,) = generator.sample(ASKED, seed=3, like=spec)

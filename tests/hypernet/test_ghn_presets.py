@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.course import Course
 from paramsmith.hypernet.generators.ghn3 import GHN3, ghn3
 from paramsmith.hypernet.generators.logah import LoGAH, logah
-from paramsmith.hypernet.graph import Graph, Node
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Design, Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.graph import Graph, Node
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
+from paramsmith.hypernet.training.course import Course
 from paramsmith.params import validated
 from paramsmith.parts import decoders, encoders, generators, objectives
 

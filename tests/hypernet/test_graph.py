@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramsmith.hypernet.graph import Graph, Node, op_id
+from paramsmith.hypernet.targets.graph import Graph, Node, op_id
 
 # input -> a -> b -> d, a -> c -> d, and a source e -> d
 DIAMOND = Graph(
@@ -50,7 +50,7 @@ def test_distances_are_the_shortest_paths(graph: Graph) -> None:
 
 
 def test_distances_found_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paramsmith.hypernet.graph._ROWS", 4)
+    monkeypatch.setattr("paramsmith.hypernet.targets.graph._ROWS", 4)
     edges = tuple((k, k + 1) for k in range(10))
     graph = Graph((Node("input"), *[Node("x")] * 10), edges, (1,))
     assert np.array_equal(graph.distances, walked(graph))

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.capture import capture, chain
-from paramsmith.hypernet.describe import spec_of
 from paramsmith.hypernet.encoders.graph import GraphEncoder, GraphOptions
-from paramsmith.hypernet.graph import Graph, Node
-from paramsmith.hypernet.graphormer import Graphormer
-from paramsmith.hypernet.node_features import SIZES, TYPES, Buckets, node_types, sizes
+from paramsmith.hypernet.encoders.graphormer import Graphormer
+from paramsmith.hypernet.encoders.node_features import SIZES, TYPES, Buckets, node_types, sizes
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.capture import capture, chain
+from paramsmith.hypernet.targets.describe import spec_of
+from paramsmith.hypernet.targets.graph import Graph, Node
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.parts import encoders
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.course import Course
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.objectives.rows import Rows, RowsObjective, grouped, rows_loss, shown_words
-from paramsmith.hypernet.training import fit
+from paramsmith.hypernet.training.course import Course
+from paramsmith.hypernet.training.loop import fit
 from paramsmith.hypernet.vocabulary.asking import Nearness, coordinates_of, judged
 from paramsmith.hypernet.vocabulary.data import Vocabulary, condition_of
 from paramsmith.hypernet.vocabulary.factorise import factorise

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paramsmith.errors import Failed, GenerateWarning, InvalidInput
-from paramsmith.hypernet.architecture import build
-from paramsmith.hypernet.exampleinputs import example_inputs
-from paramsmith.hypernet.like import Like, open_like
+from paramsmith.hypernet.targets.architecture import build
+from paramsmith.hypernet.targets.exampleinputs import example_inputs
+from paramsmith.hypernet.targets.like import Like, open_like
 from tests.merge.pretrained import folders
 
 pytestmark = pytest.mark.usefixtures("one_thread")

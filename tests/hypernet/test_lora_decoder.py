@@ -12,7 +12,7 @@ from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.decoders.lora import Lora, LoraDecoder
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.adaptation import adapt, gather, held_out, loss_of
-from paramsmith.hypernet.calling import Target
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.objectives.maml import MAML, MAMLObjective
 from paramsmith.hypernet.objectives.reptile import Reptile, ReptileObjective
 from paramsmith.hypernet.protocols import Batch, Condition, Episode, Run, Site
-from paramsmith.hypernet.training import Course, fit
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.adaptation import adapt, gather, held_out, loss_of
+from paramsmith.hypernet.training.loop import Course, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

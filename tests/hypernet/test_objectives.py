@@ -13,17 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paramsmith.errors import Failed, InvalidInput
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.course import Course
-from paramsmith.hypernet.family import family
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.objectives.regression import Regression, RegressionObjective
 from paramsmith.hypernet.objectives.tasks import Tasks, TasksObjective
 from paramsmith.hypernet.protocols import Chosen, Condition, Design, Episode, Site
-from paramsmith.hypernet.tasks import Classification, FunctionTask, site_of
-from paramsmith.hypernet.training import fit
-from paramsmith.hypernet.zoo import Zoo
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.course import Course
+from paramsmith.hypernet.training.family import family
+from paramsmith.hypernet.training.loop import fit
+from paramsmith.hypernet.training.tasks import Classification, FunctionTask, site_of
+from paramsmith.hypernet.training.zoo import Zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

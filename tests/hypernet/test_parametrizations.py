@@ -18,11 +18,11 @@ from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.parametrizations.bases import BankBase, LearnedBase
 from paramsmith.hypernet.parametrizations.checkpoint import CheckpointBase
 from paramsmith.hypernet.parametrizations.scales import FanIn, FanInScale
+from paramsmith.hypernet.parametrizations.schemes import drawn, spread
+from paramsmith.hypernet.parametrizations.slot_tensors import SlotTensors
 from paramsmith.hypernet.protocols import Chosen, Design, Site
-from paramsmith.hypernet.schemes import drawn, spread
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.slot_tensors import SlotTensors
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import validated
 from paramsmith.parts import bases, scales
 

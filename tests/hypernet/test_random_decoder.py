@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paramsmith.hypernet.decoders.random import Matrix, Random, RandomDecoder
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.target import Slot
+from paramsmith.hypernet.targets.target import Slot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

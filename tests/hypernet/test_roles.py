@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.rolenames import natural, traits_by_name
-from paramsmith.hypernet.roles import traits_of
+from paramsmith.hypernet.targets.rolenames import natural, traits_by_name
+from paramsmith.hypernet.targets.roles import traits_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.calling import Target
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.hyperparameters import (
+from paramsmith.hypernet.objectives.self_tuning import HYPER, WEIGHTS, SelfTuning, SelfTuningObjective
+from paramsmith.hypernet.protocols import Batch, Episode, Run
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.hyperparameters import (
     Hyperparameter,
     entropy,
     inverse_softplus,
     inverse_stretched_sigmoid,
     stretched_sigmoid,
 )
-from paramsmith.hypernet.learning import objective_for, train
-from paramsmith.hypernet.objectives.self_tuning import HYPER, WEIGHTS, SelfTuning, SelfTuningObjective
-from paramsmith.hypernet.protocols import Batch, Episode, Run
-from paramsmith.hypernet.training import Course, fit
+from paramsmith.hypernet.training.learning import objective_for, train
+from paramsmith.hypernet.training.loop import Course, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.calling import Target
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Episode, Site, Task
-from paramsmith.hypernet.target import Slot, TargetSpec
-from paramsmith.hypernet.tasks import Classification, FunctionTask
-from paramsmith.hypernet.training import Course, fit
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
+from paramsmith.hypernet.training.loop import Course, fit
+from paramsmith.hypernet.training.tasks import Classification, FunctionTask
 from paramsmith.params import validated
 from paramsmith.parts import generators, objectives
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.describe import spec_of
-from paramsmith.hypernet.graph import Graph, Node
-from paramsmith.hypernet.specfile import MAX_SLOTS, spec_from_json, spec_to_json
-from paramsmith.hypernet.target import Buffer, Slot, TargetSpec
+from paramsmith.hypernet.targets.describe import spec_of
+from paramsmith.hypernet.targets.graph import Graph, Node
+from paramsmith.hypernet.targets.specfile import MAX_SLOTS, spec_from_json, spec_to_json
+from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def test_there_and_back(spec: TargetSpec) -> None:
 
 def test_the_hash_is_the_same_in_another_process() -> None:
     code = (
-        "import json, sys; from paramsmith.hypernet.specfile import spec_from_json;"
+        "import json, sys; from paramsmith.hypernet.targets.specfile import spec_from_json;"
         "print(spec_from_json(json.load(sys.stdin)).hash)"
     )
     spec = spec_of(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))

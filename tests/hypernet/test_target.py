@@ -11,9 +11,9 @@ from torch import nn
 
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.describe import spec_of, spec_of_checkpoint
-from paramsmith.hypernet.graph import Graph, Node
-from paramsmith.hypernet.target import Buffer, Slot, TargetSpec
+from paramsmith.hypernet.targets.describe import spec_of, spec_of_checkpoint
+from paramsmith.hypernet.targets.graph import Graph, Node
+from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import Failed, InvalidInput
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.family import family
 from paramsmith.hypernet.protocols import Condition, Episode
-from paramsmith.hypernet.tasks import Classification, FunctionTask, load_task, site_of
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.family import family
+from paramsmith.hypernet.training.tasks import Classification, FunctionTask, load_task, site_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,9 +162,9 @@ def test_examples_that_do_not_belong_together() -> None:
 
 FILE = """
 import torch
-from paramsmith.hypernet.calling import Target
+from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.protocols import Episode
-from paramsmith.hypernet.tasks import Classification, FunctionTask
+from paramsmith.hypernet.training.tasks import Classification, FunctionTask
 
 def drawn():
     return Classification(Target.of(net, X[:1]), torch.rand(9, 4), Y, X, Y)

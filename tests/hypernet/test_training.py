@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import Failed, InvalidInput
-from paramsmith.hypernet import processes
-from paramsmith.hypernet.course import Course
-from paramsmith.hypernet.metrics import FILE
-from paramsmith.hypernet.training import FitReport, fit
+from paramsmith.hypernet.training import processes
+from paramsmith.hypernet.training.course import Course
+from paramsmith.hypernet.training.loop import FitReport, fit
+from paramsmith.hypernet.training.metrics import FILE
 from paramsmith.resumable import Resumable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -209,7 +209,7 @@ def always_due(monkeypatch: pytest.MonkeyPatch) -> None:
         return len(calls) % 3 == 0
 
     monkeypatch.setattr(Resumable, "due", due)
-    monkeypatch.setattr("paramsmith.hypernet.training.SAVING", math.inf)
+    monkeypatch.setattr("paramsmith.hypernet.training.loop.SAVING", math.inf)
 
 
 COURSES: dict[str, tuple[type[Line], dict[str, object]]] = {
@@ -346,14 +346,14 @@ def test_scaled_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     plain, net = network(), network()
     expected = fit(plain, Line(plain, {5: "gradient"}), Course(steps=7, clip=1.0))
-    monkeypatch.setattr("paramsmith.hypernet.training.accelerated", scaling)
+    monkeypatch.setattr("paramsmith.hypernet.training.loop.accelerated", scaling)
     found = fit(net, Line(net, {5: "gradient"}), Course(steps=7, clip=1.0))
     assert found.losses == expected.losses
     assert found.bad == expected.bad == (5,)
     assert same(state(net), state(plain))
     assert scales == [1024.0]  # doubled after four steps, halved after the sixth
     monkeypatch.setattr(Resumable, "due", lambda self: True)
-    monkeypatch.setattr("paramsmith.hypernet.training.SAVING", math.inf)
+    monkeypatch.setattr("paramsmith.hypernet.training.loop.SAVING", math.inf)
     net = network()
     with pytest.raises(Stop), Resumable(tmp_path / "out", "key") as keeper:
         fit(net, Line(net), Course(steps=7), keeper=keeper, progress=stopping(6))
@@ -415,8 +415,8 @@ SHARED = """
 import sys, torch
 torch.set_num_threads(1)
 from torch import nn
-from paramsmith.hypernet.course import Course
-from paramsmith.hypernet.training import fit
+from paramsmith.hypernet.training.course import Course
+from paramsmith.hypernet.training.loop import fit
 rank = int(sys.argv[1])
 torch.manual_seed(rank)  # the weights of the first process count
 net = nn.Linear(2, 1)

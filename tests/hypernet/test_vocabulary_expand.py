@@ -16,7 +16,6 @@ pytest.importorskip("tokenizers")
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import InvalidInput, Refused
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.provenance import completed
 from paramsmith.hypernet.vocabulary import baselines
 from paramsmith.hypernet.vocabulary.assemble import Expansion
 from paramsmith.hypernet.vocabulary.expand import expand_vocabulary, generate_vocabulary
@@ -26,6 +25,7 @@ from paramsmith.hypernet.vocabulary.model import Model
 from paramsmith.hypernet.vocabulary.tokens import Tokenizer, matched
 from paramsmith.hypernet.vocabulary.train import train_hyperofa
 from paramsmith.hypernet.vocabulary.words import words_of_tokens
+from paramsmith.hypernet.writing.provenance import completed
 from tests.hypernet import new_vocabulary as small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.encoders.words import Words, WordsEncoder
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.protocols import Site
-from paramsmith.hypernet.target import Slot, TargetSpec
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.hypernet.vocabulary.data import site_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

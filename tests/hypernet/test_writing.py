@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.errors import Failed, InvalidInput, Refused
-from paramsmith.hypernet.generation import Report, Request, generate, outlook, prepare
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.output import Sample
-from paramsmith.hypernet.provenance import NAME, completed, read_generation
-from paramsmith.hypernet.target import Buffer, Slot, TargetSpec
-from paramsmith.hypernet.writing import Outline, working_memory
+from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
+from paramsmith.hypernet.writing.generation import Report, Request, generate, outlook, prepare
+from paramsmith.hypernet.writing.output import Sample
+from paramsmith.hypernet.writing.provenance import NAME, completed, read_generation
+from paramsmith.hypernet.writing.stream import Outline, working_memory
 from paramsmith.staging import Writer
 from tests.hypernet.stubparts import small_spec
 from tests.shared.staged import ROOT, hidden, listing
@@ -150,7 +150,7 @@ class TestRefused:
         (tmp_path / "config.json").write_text("{}")
         spec = small_spec()
         like = SimpleNamespace(spec=spec, label="config.json", folder=tmp_path, own=dict)
-        monkeypatch.setattr("paramsmith.hypernet.like.open_like", lambda *words, **options: like)
+        monkeypatch.setattr("paramsmith.hypernet.targets.like.open_like", lambda *words, **options: like)
         assert written(tmp_path / "out", like=str(tmp_path / "config.json")).samples
         with pytest.raises(InvalidInput, match="overlap"):
             written(tmp_path, like=str(tmp_path / "config.json"), force=True)
@@ -316,7 +316,8 @@ class TestInterrupted:
     def test_killed(self, tmp_path: Path) -> None:
         alone().save(tmp_path / "gen")
         words = ["generate", str(tmp_path / "gen"), "--like", f"{ROOT}/tests/hypernet/nets.py:net"]
-        stuck = "import itertools, time, paramsmith.hypernet.writing as w; f, count = w.finished, itertools.count(); "
+        stuck = "import itertools, time, paramsmith.hypernet.writing.stream as w; "
+        stuck += "f, count = w.finished, itertools.count(); "
         stuck += "w.finished = lambda *a: (time.sleep(3600 * (next(count) > 2)), f(*a))[1]; "
         process = _cli([*words, "-o", str(tmp_path / "out")], stuck)
         journal = tmp_path / ".out.partial" / "journal"

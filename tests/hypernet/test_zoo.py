@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.calling import Target
-from paramsmith.hypernet.zoo import Zoo
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.zoo import Zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

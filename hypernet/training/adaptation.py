@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from paramsmith.errors import InvalidInput, printable
-
-from .protocols import Batch, Condition, Episode, Run, Target, Task
+from paramsmith.hypernet.protocols import Batch, Condition, Episode, Run, Target, Task
 
 Weights = dict[str, Tensor]
 Losses = Callable[[Mapping[str, Tensor]], Tensor]  # weights -> the loss, a scalar

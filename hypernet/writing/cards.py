@@ -15,9 +15,10 @@ from paramsmith.parts import Part, Parts, bases, decoders, encoders, generators,
 from paramsmith.seal import sealed
 
 if TYPE_CHECKING:
-    from .generator import Generator
+    from paramsmith.hypernet.generator import Generator
+
     from .provenance import Generation, Origin
-    from .writing import Outline
+    from .stream import Outline
 
 README = "README.md"
 _KINDS = (("encoder", encoders), ("decoder", decoders), ("base", bases), ("scale", scales))

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from paramsmith.companions import companions, output_config
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.protocols import Condition
 from paramsmith.inputs import place
 from paramsmith.model_config import ModelConfig
 from paramsmith.shards import Layout
 from paramsmith.staging import Writer
 
 from .cards import README, checkpoint_card
-from .hypernetwork import Hypernetwork
-from .protocols import Condition
 from .provenance import NAME, Generation, check_outputs, described, planned_outputs, read_generation
 from .samples import sample_seed
-from .writing import Outline, fill
+from .stream import Outline, fill
 
 CONFIG = "config.json"
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hub import Reference
+from paramsmith.hypernet.artifact import open_artifact
+from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.protocols import Design, Site
 from paramsmith.params import validated
 from paramsmith.parts import Part, generators
 from paramsmith.progress import Progress
 
-from .artifact import open_artifact
-from .generator import Generator
-from .hypernetwork import Hypernetwork
-from .protocols import Design, Site
 from .provenance import Origin, held_origin, saved_origin
 
 

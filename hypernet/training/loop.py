@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from paramsmith.device import threads_an_operation
 from paramsmith.errors import Failed
+from paramsmith.hypernet.protocols import Objective
 from paramsmith.progress import Progress
 from paramsmith.resumable import Resumable
 
@@ -29,7 +30,6 @@ from .checkpointing import Counts, State, Turn, make_turns, numbers
 from .course import Course
 from .metrics import FILE, Log, Metrics, check_tracker, tracking
 from .processes import accelerated, begin_alike, from_first, mean, share_gradients
-from .protocols import Objective
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

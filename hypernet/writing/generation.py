@@ -15,22 +15,22 @@ from paramsmith.device import pick_device, pick_threads, resident_memory
 from paramsmith.dtypes import parse_dtype
 from paramsmith.errors import GenerateWarning, InvalidInput, Refused, printable
 from paramsmith.hub import Reference
+from paramsmith.hypernet.generator import Generator, count_samples
+from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.protocols import Condition
+from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import place
 from paramsmith.lineage import local_names
 from paramsmith.progress import Progress
 
 from .conditions import batched, one_of
-from .generator import Generator, count_samples
-from .hypernetwork import Hypernetwork
 from .output import Sample, Written, check_apart, write_sample
-from .protocols import Condition
 from .provenance import Generation, asked
 from .sources import Source, source_of
-from .target import TargetSpec
-from .writing import Outline, working_memory
+from .stream import Outline, working_memory
 
 if TYPE_CHECKING:
-    from .like import Like
+    from paramsmith.hypernet.targets.like import Like
 
 Named: TypeAlias = "str | os.PathLike[str] | Generator | Hypernetwork"
 
@@ -227,7 +227,7 @@ def _opened(request: Request, generator: Generator) -> tuple[Like | None, tuple[
     """The architecture that is meant, and warnings about it."""
     if request.like is None or isinstance(request.like, TargetSpec):
         return None, ()
-    from .like import open_like
+    from paramsmith.hypernet.targets.like import open_like
 
     # an encoder that looks at its target before it begins may go by the graph; for others it is not captured
     graph = callable(getattr(generator.hypernetwork.encoder, "check", None))

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.header import MAX_DIMENSIONS
+from paramsmith.hypernet.protocols import Condition
 from paramsmith.inputs import place, read_json
 from paramsmith.tensorfiles import TensorFile
-
-from .protocols import Condition
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from .graph import Graph
+from paramsmith.hypernet.targets.graph import Graph
 
 SIZES = 11  # numbers that tell a shape
 TYPES = tuple(  # GHN-3's kinds of nodes

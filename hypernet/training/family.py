@@ -11,10 +11,9 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.targets.calling import Target
 from paramsmith.params import Params, validated
 from paramsmith.parts import families
-
-from .calling import Target
 
 TRAIN, TEST = "train", "test"
 _MISSES = 200  # draws in a row that bring nothing new, after which a family is taken for exhausted

@@ -16,7 +16,7 @@ from .course import Course
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .protocols import Objective
+    from paramsmith.hypernet.protocols import Objective
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.protocols import Episode, Site
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import validated
 from paramsmith.parts import bases
 
-from .protocols import Episode, Site
-from .target import Slot, TargetSpec
-
 if TYPE_CHECKING:
-    from .hypernetwork import Hypernetwork
+    from paramsmith.hypernet.hypernetwork import Hypernetwork
 
 Weights: TypeAlias = Mapping[str, Tensor]
 Start: TypeAlias = Callable[[Episode, int], Weights]  # (an episode, a seed) -> weights by slot, no batch axis

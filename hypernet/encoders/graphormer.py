@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from .graph import Graph
+from paramsmith.hypernet.targets.graph import Graph
 
 MAX_DEGREE, MAX_FROM_INPUT, EDGE_ROWS = 100, 1000, 257
 _NO_PATH = 2  # its row in the table of edges; a path of length n has n rows more

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from paramsmith.device import one_thread_an_operation
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.protocols import Episode, Task
 from paramsmith.params import Params
 
 from .finetune import Curves, Data, Schedule, finetune, split
-from .protocols import Episode, Task
 from .starts import Start, Trained, Weights, diversity, fresh, mean_of, nearest
 
 Tell = Callable[[str], None]

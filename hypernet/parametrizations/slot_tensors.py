@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
-
-from .protocols import Site
-from .target import Slot, TargetSpec
+from paramsmith.hypernet.protocols import Site
+from paramsmith.hypernet.targets.target import Slot, TargetSpec
 
 
 class SlotTensors(nn.Module):

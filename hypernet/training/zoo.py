@@ -27,13 +27,12 @@ from torch import Tensor
 from paramsmith.checkpoint import Checkpoint
 from paramsmith.dtypes import torch_dtype
 from paramsmith.errors import InvalidInput, printable
+from paramsmith.hypernet.evaluation.starts import distance
+from paramsmith.hypernet.protocols import Condition, Site
+from paramsmith.hypernet.targets.describe import spec_of_checkpoint
+from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import place
 from paramsmith.memory import as_bytes
-
-from .describe import spec_of_checkpoint
-from .protocols import Condition, Site
-from .starts import distance
-from .target import TargetSpec
 
 INDEX = "zoo.jsonl"
 Split = Literal["train", "test"]

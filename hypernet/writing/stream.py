@@ -20,16 +20,16 @@ from paramsmith.device import one_thread_an_operation, parse_bytes
 from paramsmith.dtypes import DType, torch_dtype
 from paramsmith.errors import InvalidInput
 from paramsmith.header import TensorSpec
+from paramsmith.hypernet.hypernetwork import CHUNK, Hypernetwork, chunks
+from paramsmith.hypernet.protocols import Condition
+from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.memory import as_bytes
 from paramsmith.shards import Layout, plan_files
 from paramsmith.staging import Writer
 from paramsmith.stream import Scratch, run_workers
 from paramsmith.ties import TIES
 
-from .hypernetwork import CHUNK, Hypernetwork, chunks
-from .protocols import Condition
 from .samples import filled, finished, numbers, stored_dtype
-from .target import TargetSpec
 
 SHARD_SIZE = "5GB"  # what the Hub's own tools write
 _HELD = 4  # values of a chunk that are there at once, each of 4 bytes

@@ -18,17 +18,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from paramsmith import __version__
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hashing import sha256_of
+from paramsmith.hypernet.artifact import FILES, Artifact
+from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.protocols import Condition
+from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import open_regular, place, read_json
 from paramsmith.lineage import Digest, FileRecord, Files, RepoName, local_names, shallow
 from paramsmith.memory import as_bytes
 from paramsmith.progress import Progress
 from paramsmith.shards import INDEX_NAME, Layout
 
-from .artifact import FILES, Artifact
 from .conditions import condition_digest, shown
-from .hypernetwork import Hypernetwork
-from .protocols import Condition
-from .target import TargetSpec
 
 NAME = "generation.json"
 _MAX_BYTES = 20_000_000

@@ -12,10 +12,9 @@ from torch import Tensor
 from paramsmith.device import one_thread_an_operation
 from paramsmith.dtypes import DTYPES, DType, torch_dtype
 from paramsmith.errors import Failed, InvalidInput, printable
-
-from .hypernetwork import CHUNK, Hypernetwork, chunks
-from .protocols import Condition
-from .target import Buffer, Slot, TargetSpec
+from paramsmith.hypernet.hypernetwork import CHUNK, Hypernetwork, chunks
+from paramsmith.hypernet.protocols import Condition
+from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
 
 
 def sample_seed(seed: int, index: int) -> int:

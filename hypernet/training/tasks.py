@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from paramsmith.errors import InvalidInput, printable
+from paramsmith.hypernet.protocols import Batch, Condition, Episode, Run, Site, Target, Task
+from paramsmith.hypernet.seeding import seeded
 from paramsmith.userfile import call_user, named_function
 
 from .family import TEST, TRAIN, Family
-from .protocols import Batch, Condition, Episode, Run, Site, Target, Task
-from .seeding import seeded
 
 _MEMBERS = ("episode", "loss")
 _LOOKED_AT = 6  # draws from which one tells what a task's episodes have in common
@@ -131,7 +131,7 @@ def load_task(reference: str, *, judged: bool = True) -> Task:
     lacking = next((name for name in wanted if not callable(getattr(made, name, None))), None)
     if lacking is not None:
         fact = f"{printable(reference)} gave {type(made).__name__}, which has no {lacking}"
-        raise InvalidInput(fact, "give a paramsmith.hypernet.tasks.Classification or FunctionTask")
+        raise InvalidInput(fact, "give a paramsmith.hypernet.training.tasks.Classification or FunctionTask")
     task = cast(Task, made)
     check_episode(call_user(task.episode, reference, torch.Generator().manual_seed(0), TRAIN), reference)
     return task
@@ -154,7 +154,7 @@ def check_episode(found: object, where: str) -> None:
             raise InvalidInput(fact, "it is a dict of tensors by name")
     if not hasattr(found.target, "spec") or not callable(getattr(found.target, "call", None)):
         fact = f"{printable(where)}: the target of an episode is {type(found.target).__name__}"
-        raise InvalidInput(fact, "make it of a module: paramsmith.hypernet.calling.Target.of(module, inputs)")
+        raise InvalidInput(fact, "make it of a module: paramsmith.hypernet.targets.calling.Target.of(module, inputs)")
     if not found.query:
         raise InvalidInput(f"{printable(where)}: the query of an episode is empty", "give it a batch to learn from")
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from paramsmith.errors import InvalidInput
-
-from .protocols import Batch, Target, Task
+from paramsmith.hypernet.protocols import Batch, Target, Task
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 

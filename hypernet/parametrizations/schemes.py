@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from paramsmith.device import one_thread_an_operation
-
-from .seeding import Device, normal, uniform
-from .target import Slot
+from paramsmith.hypernet.seeding import Device, normal, uniform
+from paramsmith.hypernet.targets.target import Slot
 
 Scheme = Literal["default", "orthogonal", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform"]
 

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from paramsmith import __version__
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet.protocols import Design, Objective, Site
+from paramsmith.hypernet.writing.cards import README, generator_card
 from paramsmith.memory import StateDict, as_bytes
 from paramsmith.params import validated
 from paramsmith.parts import generators, objectives
@@ -23,13 +26,10 @@ from paramsmith.progress import Progress
 from paramsmith.resumable import Resumable
 from paramsmith.statistics import weights_digest
 
-from .cards import README, generator_card
 from .course import Course
-from .generator import Generator
+from .loop import FitReport, fit
 from .metrics import FILE, Log
-from .protocols import Design, Objective, Site
 from .tasks import is_task, site_of
-from .training import FitReport, fit
 from .zoo import Zoo
 
 RESULT = "result.json"

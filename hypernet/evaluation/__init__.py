@@ -1,0 +1,1 @@
+"""What a generated start is worth, beside others."""

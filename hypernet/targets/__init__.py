@@ -1,0 +1,1 @@
+"""The network that weights are for: what it consists of, its graph, how it is run."""

@@ -1,0 +1,1 @@
+"""From a generator to checkpoints on the disk: what is asked for, the tensors, where they came from."""
