@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 @click.option("--shard-size", metavar="SIZE", help="Most bytes of one output file: 5GB, 500MB.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
+@click.option(
+    "--vocabulary", metavar="TOKENIZER", help="Rows for the tokens of this tokenizer, in the model of --like."
+)
+@click.option("--words", type=click.Path(path_type=Path), help="With --vocabulary: the word vectors.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
@@ -44,6 +48,8 @@ def command(
     shard_size: str | None,
     threads: int | None,
     device: str,
+    vocabulary: str | None,
+    words: Path | None,
     dry_run: bool,
     force: bool,
     quiet: bool,
@@ -55,10 +61,19 @@ def command(
     paramsmith generate GEN -o OUT --like gpt2/config.json     for an architecture of yours
     paramsmith generate GEN -o OUT --task lr=0.1,0.3 -n 4      asked for something; OUT/0 to OUT/3
     paramsmith generate random -o OUT --like net.py:make       a fresh start, to compare with
+    paramsmith generate GEN -o OUT --like MODEL --vocabulary TOKENIZER --words words.vec
     """
     if output is None and not dry_run:
         raise InvalidInput("no output given", "add -o OUT, or --dry-run to see what would be written")
     _check_words(dtype, shard_size)
+    if vocabulary is not None:
+        useless = (("--task", task), ("-n", count > 1), ("--classes", classes), ("--dtype", dtype))
+        _check_alone([*useless, ("--dry-run", dry_run)], like)
+        return _generate_vocabulary(
+            generator, str(like), vocabulary, words, str(output), shard_size, seed, force, quiet
+        )
+    if words is not None:
+        raise InvalidInput("--words goes with --vocabulary", "give the new tokenizer: --vocabulary FOLDER")
     from paramsmith.device import keep_freed_memory
     from paramsmith.hypernet.writing.conditions import read_condition
     from paramsmith.hypernet.writing.generation import Request, outlook, prepare, run
@@ -82,6 +97,51 @@ def _check_words(dtype: str | None, shard_size: str | None) -> None:
         raise InvalidInput(f"generated weights cannot be {printable(dtype)}", "float32, bfloat16 or float16")
     if shard_size is not None:
         parse_bytes(shard_size)
+
+
+def _check_alone(given: list[tuple[str, object]], like: str | None) -> None:
+    """InvalidInput for options that do not go with a vocabulary."""
+    useless = next((name for name, value in given if value), None)
+    if useless is not None:
+        raise InvalidInput(f"{useless} does not go with --vocabulary", "leave it out")
+    if like is None:
+        raise InvalidInput("a vocabulary is for a model, and none is given", "add --like MODEL")
+
+
+def _generate_vocabulary(
+    generator: str,
+    like: str,
+    tokenizer: str,
+    words: Path | None,
+    output: str,
+    shard_size: str | None,
+    seed: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    from paramsmith.hypernet.vocabulary.expand import generate_vocabulary
+    from paramsmith.progress import bar
+
+    with bar(not quiet) as progress:
+        report = generate_vocabulary(
+            generator,
+            like,
+            tokenizer,
+            words,
+            output,
+            shard_size=shard_size,
+            seed=seed,
+            force=force,
+            progress=progress,
+        )
+    if wants_json():
+        return show_json(report.to_json())
+    for warning in report.warnings:
+        show_warning(warning)
+    if not quiet:
+        rows = ", ".join(f"{count:,} {what}" for what, count in report.counts.items())
+        click.echo(f"{printable(report.path, 2000)}: {report.rows:,} rows: {rows}")
+    return None
 
 
 def _show_outlook(found: Outlook) -> None:

@@ -17,10 +17,16 @@ from pathlib import Path
 
 from paramsmith.cli.methods import describe
 from paramsmith.mergekit import MERGEKIT_METHODS
+from paramsmith.parts import bases, decoders, encoders, families, generators, objectives, scales
 from paramsmith.registry import MergeMethod, methods
 
 ROOT = Path(__file__).resolve().parent.parent
-MANUALS = (ROOT / "README.md", ROOT / "merge" / "README.md", ROOT / "merge" / "DATA.md")
+MANUALS = (
+    ROOT / "README.md",
+    ROOT / "merge" / "README.md",
+    ROOT / "merge" / "DATA.md",
+    ROOT / "hypernet" / "README.md",
+)
 
 
 def ours() -> list[MergeMethod]:
@@ -36,6 +42,21 @@ def methods_table() -> str:
         measured = f"`{method.statistics}`" if method.statistics else ""
         rows.append([f"`{method.name}`", told["base"], told["models"], measured, told["summary"], paper(method.paper)])
     return table(["method", "base", "models", "statistics", "what it does", "paper"], rows)
+
+
+def generators_table() -> str:
+    """One line a generator that comes with paramsmith."""
+    found = [p for p in generators.all().values() if p.make.__module__.startswith("paramsmith.hypernet.generators")]
+    rows = [[f"`{part.name}`", part.doc.partition("\n")[0], paper(part.paper)] for part in found]
+    return table(["generator", "what it does", "paper"], rows)
+
+
+def parts_table() -> str:
+    """The parts that generators are made of, a line a kind."""
+    kinds = {"encoder": encoders, "decoder": decoders, "base": bases, "scale": scales}
+    kinds |= {"objective": objectives, "family": families}
+    rows = [[kind, ", ".join(f"`{name}`" for name in registry.all())] for kind, registry in kinds.items()]
+    return table(["part", "there are"], rows)
 
 
 def parameters_table() -> str:
@@ -86,6 +107,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods_table,
     "parameters": parameters_table,
     "mergekit": mergekit_table,
+    "generators": generators_table,
+    "parts": parts_table,
 }
 
 

@@ -25,7 +25,7 @@ from tests import docs
 
 ROOT = docs.ROOT
 PAGES = [*docs.MANUALS, ROOT / "merge" / "HUB.md"]
-PAGES += [ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", ROOT / "hypernet" / "README.md"]
+PAGES += [ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -46,7 +46,8 @@ class Tokenizer:
             raise InvalidInput(f"{place(path)}: there is no tokenizer.json in it", hint)
         data = _bytes_of(file)
         fast = _parsed(file, data)
-        ids: dict[str, int] = fast.get_vocab(with_added_tokens=True)
+        found: dict[str, int] = fast.get_vocab(with_added_tokens=True)
+        ids = dict(sorted(found.items(), key=lambda item: item[1]))  # they come in any order
         if not ids or max(ids.values()) >= MAX_TOKENS:
             fact = f"{place(file)}: {'has no tokens' if not ids else 'has an id too large for any vocabulary'}"
             raise InvalidInput(fact, "the file is damaged; download it again")

@@ -124,6 +124,7 @@ def test_a_file_alone_is_a_tokenizer(tmp_path: Path) -> None:
     assert alone.digest == whole.digest
     assert alone.roles == whole.roles
     assert whole.size == len(whole.ids)
+    assert list(whole.ids.values()) == list(range(whole.size))
 
 
 @pytest.mark.parametrize(

@@ -341,8 +341,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """200 MB of weights by a process that may hold little more than one of their tensors."""
     program = (
         "import resource, sys; from tests.hypernet import test_writing as t; from paramsmith.parts import decoders; "
-        "from tests.hypernet import stubparts; from paramsmith.hypernet import hypernetwork, writing; decoders.all(); "
-        "stubparts.register(); hypernetwork.CHUNK = writing.CHUNK = 1 << 20; "
+        "from tests.hypernet import stubparts; from paramsmith.hypernet import hypernetwork; decoders.all(); "
+        "from paramsmith.hypernet.writing import stream; "
+        "stubparts.register(); hypernetwork.CHUNK = stream.CHUNK = 1 << 20; "
         "spec = t.TargetSpec(tuple(t.Slot(f'w{i}', (1024, 1024), 'F32', 'matrix', 1) for i in range(50))); "
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "g = t.alone(); g.sample(like=t.small_spec()); "
