@@ -139,4 +139,4 @@ def diversity(weights: Sequence[Weights], spec: TargetSpec) -> float | None:
         pairs = torch.triu(torch.ones(len(unit), len(unit), dtype=torch.bool), 1)
         total += float((1 - (unit @ unit.T).abs())[pairs].sum())
         count += int(pairs.sum())
-    return total / count if count else None
+    return max(0.0, total / count) if count else None  # copies may come out a rounding below

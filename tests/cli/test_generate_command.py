@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from paramsmith.cli.app import cli
 from paramsmith.hypernet.generator import Generator
+from tests.hypernet import new_vocabulary
 from tests.hypernet.conftest import stub_parts  # noqa: F401 - a fixture
 from tests.hypernet.stubparts import small_spec
 from tests.shared.staged import ROOT, listing
@@ -214,3 +215,35 @@ def test_help_does_not_wait_for_torch() -> None:
         done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr) == (0, "")
         assert "--json" in done.stdout
+
+
+class TestVocabulary:
+    """`--vocabulary`: rows for another tokenizer."""
+
+    def test_a_model_gets_the_new_tokens(self, tmp_path: Path) -> None:
+        (tmp_path / "source").mkdir()
+        source = new_vocabulary.source(tmp_path / "source")
+        tokenizer = new_vocabulary.target(tmp_path / "tokenizer")
+        words, _ = new_vocabulary.words(tmp_path)
+        asked = ["--like", source, "--vocabulary", tokenizer, "--words", words]
+        done = CliRunner().invoke(cli, ["generate", "ridge", *map(str, asked), "-o", str(tmp_path / "out")])
+        assert done.exit_code == 0, done.output
+        assert "copied" in done.stdout
+        rows = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"])
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert config["vocab_size"] == rows
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["--vocabulary", "t"], "a vocabulary is for a model, and none is given"),
+            (["--vocabulary", "t", "--like", "m", "-n", "2"], "-n does not go with --vocabulary"),
+            (["--vocabulary", "t", "--like", "m", "--dry-run"], "--dry-run does not go with --vocabulary"),
+            (["--words", "w.vec"], "--words goes with --vocabulary"),
+        ],
+    )
+    def test_refused(self, tmp_path: Path, words: list[str], told: str) -> None:
+        done = CliRunner().invoke(cli, ["generate", "ridge", *words, "-o", str(tmp_path / "out")])
+        assert done.exit_code == 2
+        assert told in done.stderr
+        assert list(tmp_path.iterdir()) == []
