@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Batch
-from paramsmith.hypernet.training.adaptation import Gathered, adapt, gather, held_out, loss_of, side_by_side
-from paramsmith.hypernet.training.tasks import is_task
+from paramsmith.hypernet.training.adaptation import Gathered, adapt, held_out, loss_of, side_by_side
+from paramsmith.hypernet.training.metabatch import MetaBatches
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 
@@ -28,7 +27,7 @@ class MAML(Params):
 
 
 @objectives("maml", MAML, paper="arXiv:1703.03400")
-class MAMLObjective:
+class MAMLObjective(MetaBatches):
     """The mean, over a meta-batch of tasks, of the loss after adapting to each.
 
     L(theta) = mean over tasks of query(theta_k), theta_{j+1} = theta_j - lr * d support(theta_j) / d theta_j
@@ -38,26 +37,14 @@ class MAMLObjective:
     gradient is that of one more step, on held-out examples (arXiv:1912.06290).
     """
 
+    name = "maml"
+
     def __init__(self, options: MAML, hypernetwork: Hypernetwork, source: object) -> None:
-        if not is_task(source):
-            raise InvalidInput("the objective 'maml' learns from tasks", "give --tasks file.py:function")
-        self.options, self.hypernetwork, self.task = options, hypernetwork, source
+        super().__init__(options.meta_batch, hypernetwork, source)
+        self.options = options
 
-    def turns(self) -> Mapping[str, Iterable[nn.Parameter]]:
-        """One turn."""
-        return {"weights": self.hypernetwork.parameters()}
-
-    def turn(self, step: int) -> str:
-        """Always the same."""
-        return "weights"
-
-    def loss(self, step: int, rng: torch.Generator) -> Tensor:
-        """The mean loss after adaptation, of one meta-batch."""
-        device = next(self.hypernetwork.parameters()).device
-        groups = gather(self.task, rng, self.options.meta_batch)
-        return torch.stack([self._summed(group.to(device)) for group in groups]).sum() / self.options.meta_batch
-
-    def _summed(self, group: Gathered) -> Tensor:
+    def summed(self, group: Gathered, rng: torch.Generator) -> Tensor:
+        """The losses of a group, summed."""
         options, target = self.options, group.target
         support, query = held_out(group, options.tail)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Batch
-from paramsmith.hypernet.training.adaptation import Gathered, Weights, adapt, gather, held_out, loss_of, side_by_side
-from paramsmith.hypernet.training.tasks import is_task
+from paramsmith.hypernet.training.adaptation import Gathered, Weights, adapt, held_out, loss_of, side_by_side
+from paramsmith.hypernet.training.metabatch import MetaBatches
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 
@@ -26,33 +25,21 @@ class Reptile(Params):
 
 
 @objectives("reptile", Reptile, paper="arXiv:1803.02999")
-class ReptileObjective:
+class ReptileObjective(MetaBatches):
     """Half the mean squared distance to the weights that the tasks adapt to, which are held constant.
 
     L(theta) = 1/2 mean over tasks of |theta - theta_k|^2, so dL/dtheta = theta - mean of theta_k: Reptile's direction,
     for whichever optimiser follows it.
     """
 
+    name = "reptile"
+
     def __init__(self, options: Reptile, hypernetwork: Hypernetwork, source: object) -> None:
-        if not is_task(source):
-            raise InvalidInput("the objective 'reptile' learns from tasks", "give --tasks file.py:function")
-        self.options, self.hypernetwork, self.task = options, hypernetwork, source
+        super().__init__(options.meta_batch, hypernetwork, source)
+        self.options = options
 
-    def turns(self) -> Mapping[str, Iterable[nn.Parameter]]:
-        """One turn."""
-        return {"weights": self.hypernetwork.parameters()}
-
-    def turn(self, step: int) -> str:
-        """Always the same."""
-        return "weights"
-
-    def loss(self, step: int, rng: torch.Generator) -> Tensor:
-        """Half the mean squared distance that adapting moves the weights by, of one meta-batch."""
-        device = next(self.hypernetwork.parameters()).device
-        groups = gather(self.task, rng, self.options.meta_batch)
-        return torch.stack([self._summed(group.to(device)) for group in groups]).sum() / self.options.meta_batch
-
-    def _summed(self, group: Gathered) -> Tensor:
+    def summed(self, group: Gathered, rng: torch.Generator) -> Tensor:
+        """The losses of a group, summed."""
         options, target = self.options, group.target
         support, _ = held_out(group, 0)
 

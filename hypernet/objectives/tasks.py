@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from paramsmith.errors import Failed, InvalidInput
+from paramsmith.errors import Failed
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Batch, Task
-from paramsmith.hypernet.training.adaptation import Gathered, gather
-from paramsmith.hypernet.training.tasks import is_task
+from paramsmith.hypernet.training.adaptation import Gathered
+from paramsmith.hypernet.training.metabatch import MetaBatches
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 from paramsmith.userfile import call_user
@@ -29,7 +29,7 @@ class Tasks(Params):
 
 
 @objectives("tasks", Tasks)
-class TasksObjective:
+class TasksObjective(MetaBatches):
     """The mean over a meta-batch of the task's loss, with the weights generated for each episode.
 
     L = mean over episodes of [loss(w, query) + norm_penalty * sum over tensors of |w_t|_F],   w = generated(condition)
@@ -38,27 +38,14 @@ class TasksObjective:
     but the target is asked for, the weights are generated once for all of them. GHN-3 has a penalty of 3e-5.
     """
 
+    name = "tasks"
+
     def __init__(self, options: Tasks, hypernetwork: Hypernetwork, source: object) -> None:
-        if not is_task(source):
-            raise InvalidInput("the objective 'tasks' learns from tasks", "give --tasks file.py:function")
-        self.options, self.hypernetwork, self.task = options, hypernetwork, source
+        super().__init__(options.meta_batch, hypernetwork, source)
+        self.options = options
 
-    def turns(self) -> Mapping[str, Iterable[nn.Parameter]]:
-        """One turn."""
-        return {"weights": self.hypernetwork.parameters()}
-
-    def turn(self, step: int) -> str:
-        """Always the same."""
-        return "weights"
-
-    def loss(self, step: int, rng: torch.Generator) -> Tensor:
-        """The mean over one meta-batch."""
-        groups = cast(list[Gathered], call_user(gather, "the task", self.task, rng, self.options.meta_batch))
-        return torch.stack([self._summed(group, rng) for group in groups]).sum() / self.options.meta_batch
-
-    def _summed(self, group: Gathered, rng: torch.Generator) -> Tensor:
+    def summed(self, group: Gathered, rng: torch.Generator) -> Tensor:
         """The losses and penalties of a group, summed over its episodes."""
-        group = group.to(next(self.hypernetwork.parameters()).device)
         seeds = torch.randint(2**62, (group.count,), generator=rng).tolist()
         weights = self.hypernetwork(group.condition, group.target.spec, seeds)  # (B or 1, *shape) each
         losses = losses_of(self.task, group, weights, self.options.vmap).sum()
