@@ -7,6 +7,9 @@ A perceptron maps a place in a picture of 64x64 pixels to a grey value. Its 1,82
 547 numbers, which alone are learned: to keep the picture is to keep these and the seed of the function. Beside it a
 small perceptron of the same kind with 547 weights, and the whole one with all 1,825 of them learned; each with three
 learning rates, the best of which count.
+
+What is found: D'OH does no better than the small perceptron on any of the pictures, but 0.1 to 1.3 dB worse, 0.9 in the
+mean. It is ahead only of one whose learning rate was not tuned: on picture 0, with 0.03 against 0.003, by 0.7 dB.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def test_transformers_loads_what_was_pushed(hub: HubStub, models: list[str], tmp
     code = (
         "import sys, torch\nfrom transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "assert torch.isfinite(model(torch.tensor([[1, 2]])).logits).all()\nprint('loaded')\n"
+        "assert torch.isfinite(model(torch.tensor([[1, 2]])).logits).all()\nprint('loaded', flush=True)\n"
     )
     done = ended(start(before=f"import sys; sys.argv[1:] = [{TARGET!r}]\n{code}\nsys.exit()"))
     assert done.out.strip() == "loaded", done.err

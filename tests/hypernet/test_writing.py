@@ -337,6 +337,7 @@ class TestInterrupted:
         assert hidden(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """200 MB of weights by a process that may hold little more than one of their tensors."""
     program = (
