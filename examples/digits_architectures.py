@@ -169,8 +169,10 @@ def train_on(folder: Path) -> None:
     """Accuracy of a generated perceptron as it is and after some steps over the digits; then of a fresh one."""
     from safetensors.torch import load_file
 
+    torch.manual_seed(0)  # for the fresh one
     data, (net, _) = task(perceptrons().target), unseen()
-    for label, weights in (("generated", load_file(folder / "model.safetensors")), ("fresh", net.state_dict())):
+    fresh = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for label, weights in (("generated", load_file(folder / "model.safetensors")), ("fresh", fresh)):
         net.load_state_dict(weights)
         optimiser = torch.optim.Adam(net.parameters(), 3e-3)
         reads = []
