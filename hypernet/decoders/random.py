@@ -149,6 +149,6 @@ class _Product(torch.autograd.Function):
         return matrix.transposed_times(x) if transposed else matrix.times(x)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         matrix, transposed = ctx.matrix, ctx.transposed  # type: ignore[attr-defined]
-        return _Product.apply(gradient, matrix, not transposed), None, None  # type: ignore[no-untyped-call]
+        return _Product.apply(grad_outputs[0], matrix, not transposed), None, None  # type: ignore[no-untyped-call]

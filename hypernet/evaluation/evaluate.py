@@ -29,15 +29,15 @@ Tell = Callable[[str], None]
 class Budget(Params):
     """How an evaluation is done."""
 
-    marks: tuple[int, ...] = Field((0, 1, 5, 20, 100), min_length=1, description="steps at which a table shows scores")
-    rates: tuple[float, ...] = Field((1e-3, 3e-3, 1e-2, 3e-2), min_length=1, description="learning rates tried")
-    every: int = Field(5, gt=0, description="steps between two judgements")
-    threshold: float | None = Field(None, description="score to be reached; None: what a random start ends with")
-    targets: int = Field(3, gt=0, description="test episodes")
-    seeds: int = Field(3, gt=0, description="draws of each start and of the data's order")
-    batch_size: int | None = Field(64, gt=0, description="rows a step; None: all")
-    zoo: int = Field(4, ge=0, description="networks trained for the starts `mean` and `nearest`")
-    seed: int = Field(0, ge=0, description="of all draws")
+    marks: tuple[int, ...] = Field(default=(0, 1, 5, 20, 100), min_length=1, description="steps whose scores are shown")
+    rates: tuple[float, ...] = Field(default=(1e-3, 3e-3, 1e-2, 3e-2), min_length=1, description="learning rates tried")
+    every: int = Field(default=5, gt=0, description="steps between two judgements")
+    threshold: float | None = Field(default=None, description="score to reach; None: what a random start ends with")
+    targets: int = Field(default=3, gt=0, description="test episodes")
+    seeds: int = Field(default=3, gt=0, description="draws of each start and of the data's order")
+    batch_size: int | None = Field(default=64, gt=0, description="rows a step; None: all")
+    zoo: int = Field(default=4, ge=0, description="networks trained for the starts `mean` and `nearest`")
+    seed: int = Field(default=0, ge=0, description="of all draws")
 
     @model_validator(mode="after")
     def _positive(self) -> Budget:

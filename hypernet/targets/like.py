@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -87,15 +88,7 @@ def open_like(reference: str, *, classes: int | None = None, capture: bool = Tru
 
 def _of_function(reference: str, classes: int | None, capture: bool) -> Like:
     function = named_function(reference, "function that builds a module")
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                module, inputs = _returned(call_user(function, reference), reference)
-            again = lacks_values(module)
-        except Failed:  # not everything can be built there
-            again = True
-        if again:
-            module, inputs = _returned(call_user(function, reference), reference)
+    module, inputs = _built(function, reference)
     spec = spec_of(module)
     target = Target(
         module, spec if classes is None or _has(spec, classes) else spec_of(module, _known(module, classes))
@@ -186,6 +179,16 @@ def _has(spec: TargetSpec, classes: int) -> bool:
 def _known(module: nn.Module, classes: int) -> int | None:
     """The number of classes to look for the head by: what is asked for, if nothing else tells."""
     return classes if traits_of(module).how == "none" else None
+
+
+def _built(function: Callable[[], object], reference: str) -> tuple[nn.Module, Inputs]:
+    """On the meta device where that can be, and what was drawn is not missed."""
+    with torch.random.fork_rng(devices=[]):
+        with suppress(Failed), torch.device("meta"):  # not everything can be built there
+            module, inputs = _returned(call_user(function, reference), reference)
+            if not lacks_values(module):
+                return module, inputs
+        return _returned(call_user(function, reference), reference)
 
 
 def _returned(found: object, reference: str) -> tuple[nn.Module, Inputs]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,8 @@ class State:
             self.averages = [p.clone() for p in held]
         self.updates += 1
         share = 1 - min(decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, held, share)
+        for average, weight in zip(self.averages, held, strict=True):
+            average.lerp_(weight, share)
 
     @torch.no_grad()
     def keep_averages(self) -> None:
@@ -83,8 +84,8 @@ class State:
                 moments = turn.optimiser.state.get(parameter, {})
                 held |= {f"{name} {i} {key}": m for key, m in moments.items() if isinstance(m, Tensor)}
         extra = getattr(self.objective, "state", None)
-        if callable(extra):
-            held |= {f"objective {name}": tensor for name, tensor in extra().items()}
+        more = cast(Mapping[str, Tensor], extra() if callable(extra) else {})
+        held |= {f"objective {name}": tensor for name, tensor in more.items()}
         losses = torch.tensor(self.counts.losses, dtype=torch.float64)
         return {**held, "losses": losses, "bad": torch.tensor(self.counts.bad, dtype=torch.int64)}
 
@@ -127,7 +128,7 @@ class State:
 def make_turns(objective: Objective, course: Course) -> dict[str, Turn]:
     """The objective's turns with their optimisers: the course's own, or what `objective.optimisers()` changes of it."""
     special = getattr(objective, "optimisers", None)
-    own: Mapping[str, Mapping[str, object]] = special() if callable(special) else {}
+    own = cast(Mapping[str, Mapping[str, object]], special() if callable(special) else {})
     turns: dict[str, Turn] = {}
     for name, parameters in objective.turns().items():
         listed = [p for p in parameters if p.requires_grad]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -221,7 +221,7 @@ class _Run:
 
     def _told(self) -> dict[str, float]:
         told = getattr(self.objective, "told", None)
-        more: Mapping[str, float] = told() if callable(told) else {}
+        more = cast(Mapping[str, float], told() if callable(told) else {})
         return {**({"skipped": len(self.counts.bad)} if self.counts.bad else {}), **more}
 
     @contextmanager

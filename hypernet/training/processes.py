@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,7 @@ def mean(accelerator: Accelerator, value: Tensor) -> Tensor:
     """Over all processes."""
     if accelerator.num_processes == 1:
         return value
-    shared: Tensor = accelerator.reduce(value, "mean")
-    return shared
+    return cast(Tensor, accelerator.reduce(value, "mean"))
 
 
 def share_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ def predicted(hypernetwork: Hypernetwork, condition: Condition) -> Tensor:
     if not callable(coordinates):
         raise InvalidInput("this generator makes no embedding rows", "train one: paramsmith train hyperofa")
     codes = hypernetwork.encoder(condition, hypernetwork.target(None))  # (B, 1, d)
-    made: Tensor = coordinates(codes)[:, 0]
-    return made
+    return cast(Tensor, coordinates(codes))[:, 0]
 
 
 def primitives_of(hypernetwork: Hypernetwork) -> Tensor:

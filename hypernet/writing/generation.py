@@ -182,11 +182,11 @@ def outlook(job: Job, output: Path) -> Outlook:
 
 def told(job: Job) -> tuple[str, ...]:
     """The warnings about what is generated."""
-    names = job.outline.left_out
-    if not names:
+    if not job.outline.left_out:
         return job.warnings
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (*job.warnings, f"{printable(names[0])}{more}: left out, as the target's own code fills it")
+    first, *others = job.outline.left_out
+    more = f" and {len(others)} more" if others else ""
+    return (*job.warnings, f"{printable(first)}{more}: left out, as the target's own code fills it")
 
 
 def prepare(generator: Named, request: Request) -> Job:

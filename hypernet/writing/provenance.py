@@ -51,7 +51,7 @@ class Origin(_Record):
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     files: Files = Field(default_factory=dict)
     state: Digest | None = None
-    preset: str | None = Field(None, max_length=200)
+    preset: str | None = Field(default=None, max_length=200)
     options: Plain = Field(default_factory=dict)
 
     @property
@@ -81,9 +81,9 @@ class Generation(_Record):
     """generation.json."""
 
     format: Literal[1] = 1
-    paramsmith: str = Field(__version__, max_length=100)
-    torch: str = Field(torch.__version__, max_length=100)
-    device: str = Field("cpu", max_length=100)
+    paramsmith: str = Field(default=__version__, max_length=100)
+    torch: str = Field(default=torch.__version__, max_length=100)
+    device: str = Field(default="cpu", max_length=100)
     generator: Origin
     asked: Asked
     outputs: Files = Field(default_factory=dict)
