@@ -116,8 +116,8 @@ def holds(found: Sequence[Evaluation]) -> bool:
 
 def study(name: str, known: Classification, cases: dict[str, nn.Module], quick: bool, seeds: int) -> None:
     """Train on a family, judge on what it does not hold, print."""
-    steps = 40 if quick else 1500 if name == "perceptrons" else 2500
-    marks = (0, 20) if quick else (0, 20, 300)
+    steps = 20 if quick else 1500 if name == "perceptrons" else 2500
+    marks = (0, 5) if quick else (0, 20, 300)
     budget = Budget(marks=marks, rates=(3e-3,) if quick else (1e-3, 3e-3, 1e-2), seeds=1 if quick else 3)
     budget = budget.model_copy(update={"targets": 1, "zoo": 1 if quick else 4, "threshold": 0.9})
     first: list[Evaluation] = []

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.evaluation.evaluate import Arm, Budget, Evaluation, Row, evaluate, wrong_condition
-from paramsmith.hypernet.evaluation.figure import figure
+from paramsmith.hypernet.evaluation.figure import check_format, figure
 from paramsmith.hypernet.evaluation.finetune import Data, Schedule, finetune, row_count, rows, scores, split
 from paramsmith.hypernet.evaluation.starts import Trained, distance, diversity, fresh, mean_of, nearest, transplanted
 from paramsmith.hypernet.protocols import Episode
@@ -283,16 +281,8 @@ def test_other_pictures_are_refused(found: Evaluation) -> None:
         figure(found, ".jpg")
 
 
-def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path) -> None:
-    code = """
-import sys
-sys.modules["matplotlib"] = None
-from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.evaluation.figure import check_format
-try:
-    check_format(".png")
-except InvalidInput as problem:
-    print(problem.hint)
-"""
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "paramsmith[plot]" in told
+def test_without_matplotlib_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InvalidInput) as caught:
+        check_format(".png")
+    assert "paramsmith[plot]" in caught.value.hint

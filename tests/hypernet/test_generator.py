@@ -339,13 +339,17 @@ def test_fit() -> None:
 
 def test_importing_the_package_waits_for_nothing() -> None:
     program = (
-        "import sys, paramsmith.hypernet as h; assert 'torch' not in sys.modules; "
-        "print(*(getattr(h, name).__name__ for name in h.__all__)); "
-        "assert set(h.__all__) <= set(dir(h))"
+        "import sys, paramsmith.hypernet as h; assert set(h.__all__) <= set(dir(h)); "
+        "print('torch' in sys.modules, 'diffusers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "False"]), done.stderr
+
+
+def test_what_the_package_names_is_there() -> None:
     import paramsmith.hypernet
 
-    assert (done.returncode, done.stdout.split()) == (0, paramsmith.hypernet.__all__), done.stderr
+    names = paramsmith.hypernet.__all__
+    assert [getattr(paramsmith.hypernet, name).__name__ for name in names] == names
     with pytest.raises(AttributeError, match="nothing"):
         _ = paramsmith.hypernet.nothing
