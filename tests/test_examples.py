@@ -12,14 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LEARNING = {"data_aware_digits", "doh_image", "few_shot_digits", "mip_rotated_digits", "self_tuning_digits"}
+LEARNING = {"data_aware_digits", "doh_image", "few_shot_digits", "mip_rotated_digits", "self_tuning_digits"}
 LONG = LEARNING | {"real_text_tasks"}
-    "data_aware_digits",
-    "doh_image",
-    "few_shot_digits",
-    "mip_rotated_digits",
-    "real_text_tasks",
-    "self_tuning_digits",
-]
 
 
 def test_there_are_examples() -> None:

@@ -52,7 +52,7 @@ def train(job: Job) -> Measured:
     """A fresh logah T, saved: how long it was trained says nothing about how fast it generates."""
     from paramsmith.hypernet.generator import Generator
 
-    Generator.build("logah").save(Path(job.folder) / "generator", force=True)
+    Generator.build("logah", K=65_536).save(Path(job.folder) / "generator", force=True)
     return Measured(0.0)
 
 
@@ -87,7 +87,7 @@ def factors(job: Job) -> Measured:
     from paramsmith.hypernet.generator import Generator
 
     torch.set_num_threads(1)
-    hypernetwork, spec = Generator.build("logah").hypernetwork, gpt2("124M").spec
+    hypernetwork, spec = Generator.build("logah", K=65_536).hypernetwork, gpt2("124M").spec
     slot = next(slot for slot in spec.slots if slot.role == "matrix")
     codes = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(0))
     work = (lambda: hypernetwork.decoder(codes, [slot])) if job.kind == "sliced" else lambda: full(hypernetwork, codes)
