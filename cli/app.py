@@ -26,6 +26,7 @@ COMMANDS = {  # name -> what `--help` says; each is `command` of the module of t
     "measure": "Measure statistics of a model on data, to merge with.",
     "learn": "Learn the coefficients of a merge from data.",
     "rank": "Rank models by what they promise for a task.",
+    "zoo": "Build, inspect, split and align zoos of trained networks.",
     "train": "Train a generator of weights.",
     "generate": "Generate the weights of a network.",
     "evaluate": "Compare generated starts with fresh ones and with trained networks.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from paramsmith.disk import replace_file
-from paramsmith.errors import InvalidInput, printable
+from paramsmith.errors import GenerateWarning, InvalidInput, printable
+from paramsmith.lineage import local_names
 
-from .output import json_option, show_json, show_table, wants_json
+from .output import finite, json_option, show_json, show_table, told_warnings, wants_json
+from .task_options import check_apart
 
 if TYPE_CHECKING:
     from paramsmith.hypernet.evaluation.evaluate import Arm, Budget, Evaluation, Row
@@ -65,14 +68,20 @@ def command(
 
     for path in filter(None, (output, plot)):
         _check_absent(path, force)
+        check_apart(path, reference, *generators)
+    if output is not None and plot is not None and os.path.realpath(output) == os.path.realpath(plot):
+        raise InvalidInput(f"{printable(output, 400)}: numbers and picture go to the same file", "name two")
     if plot is not None:
         from paramsmith.hypernet.evaluation.figure import check_format
 
         check_format(plot.suffix)
-    budget, task = _budget(given), load_task(reference)
-    arms = [arm for name in generators for arm in _arms(name, task, budget)]
+    budget = _budget(given)
     told = None if quiet or wants_json() else lambda name: click.echo(f"training on from: {printable(name)}", err=True)
-    found = evaluate(task, arms, budget, told)
+    with told_warnings(GenerateWarning):
+        task = load_task(reference)
+        named = zip(generators, local_names(generators), strict=True)
+        arms = [arm for name, shown in named for arm in _arms(name, shown, task, budget)]
+        found = evaluate(task, arms, budget, told)
     _write(found, output, plot)
     if wants_json():
         return show_json(found.to_json())
@@ -83,33 +92,36 @@ def _budget(given: dict[str, object]) -> Budget:
     from paramsmith.hypernet.evaluation.evaluate import Budget
     from paramsmith.params import validated
 
-    return validated(Budget, {name: value for name, value in given.items() if value is not None}, "evaluate")
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return validated(Budget, wanted, "the evaluation", "see: paramsmith evaluate --help")
 
 
-def _arms(name: str, task: Task, budget: Budget) -> list[Arm]:
+def _arms(name: str, shown: str, task: Task, budget: Budget) -> list[Arm]:
     """The generator's start, what it cost, and, where it is asked for something, the control that asks for another."""
     from paramsmith.hypernet.evaluation.evaluate import Arm, wrong_condition
     from paramsmith.hypernet.evaluation.starts import generated
     from paramsmith.hypernet.generator import Generator
 
     generator = Generator.from_pretrained(name)
-    start, shown = generated(generator.hypernetwork), Path(name).name
+    start = generated(generator.model)
     arms = [Arm(shown, start, generator.seconds, generated=True)]
-    if generator.hypernetwork.config["condition"]:
+    if generator.model.config["condition"]:
         arms.append(Arm(f"{shown}, asked wrong", wrong_condition(start, task, budget.seed), None, True, True))
     return arms
 
 
 def _check_absent(path: Path, force: bool) -> None:
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise InvalidInput(f"{printable(path, 400)}: exists already", "choose another name, or --force")
+    if path.is_dir():
+        raise InvalidInput(f"{printable(path, 400)}: is a folder, and one file is written", "choose another name")
     if not path.absolute().parent.is_dir():
         raise InvalidInput(f"{printable(path.absolute().parent, 400)} is not an existing folder", "create it first")
 
 
 def _write(found: Evaluation, output: Path | None, plot: Path | None) -> None:
     if output is not None:
-        replace_file(output, (json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n").encode())
+        replace_file(output, (json.dumps(finite(found.to_json()), indent=2, allow_nan=False) + "\n").encode())
     if plot is not None:
         from paramsmith.hypernet.evaluation.figure import figure
 

@@ -14,6 +14,7 @@ from .output import json_option, show_json, show_warning, size_text, wants_json
 
 if TYPE_CHECKING:
     from paramsmith.hypernet.writing.generation import Outlook, Report
+    from paramsmith.hypernet.writing.provenance import Form
 
 
 @click.command("generate", short_help="Generate the weights of a network.")
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 @click.option("--shard-size", metavar="SIZE", help="Most bytes of one output file: 5GB, 500MB.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
+@click.option("--base", metavar="MODEL", help="The model that what is generated belongs to.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["checkpoint", "head", "adapter", "delta"]),
+    default="checkpoint",
+    show_default=True,
+    help="The base with a generated head, or with differences added to it; or an adapter for it, as PEFT has them.",
+)
+@click.option("--alpha", type=float, help="Of low rank pairs: the update is B A alpha / rank, and B A unless told.")
 @click.option(
     "--vocabulary", metavar="TOKENIZER", help="Rows for the tokens of this tokenizer, in the model of --like."
 )
@@ -48,6 +59,9 @@ def command(
     shard_size: str | None,
     threads: int | None,
     device: str,
+    base: str | None,
+    form: Form,
+    alpha: float | None,
     vocabulary: str | None,
     words: Path | None,
     dry_run: bool,
@@ -61,6 +75,7 @@ def command(
     paramsmith generate GEN -o OUT --like gpt2/config.json     for an architecture of yours
     paramsmith generate GEN -o OUT --task lr=0.1,0.3 -n 4      asked for something; OUT/0 to OUT/3
     paramsmith generate random -o OUT --like net.py:make       a fresh start, to compare with
+    paramsmith generate GEN -o OUT --base MODEL --as head      the model, with a generated head
     paramsmith generate GEN -o OUT --like MODEL --vocabulary TOKENIZER --words words.vec
     """
     if output is None and not dry_run:
@@ -68,7 +83,8 @@ def command(
     _check_words(dtype, shard_size)
     if vocabulary is not None:
         useless = (("--task", task), ("-n", count > 1), ("--classes", classes), ("--dtype", dtype))
-        _check_alone([*useless, ("--dry-run", dry_run)], like)
+        others = (("--base", base), ("--as", form != "checkpoint"), ("--alpha", alpha), ("--dry-run", dry_run))
+        _check_alone([*useless, *others], like)
         return _generate_vocabulary(
             generator, str(like), vocabulary, words, str(output), shard_size, seed, force, quiet
         )
@@ -80,7 +96,8 @@ def command(
     from paramsmith.progress import bar
 
     keep_freed_memory()
-    request = Request(like, read_condition(task), count, seed, classes, dtype, shard_size, threads, device)
+    told = read_condition(task)
+    request = Request(like, told, count, seed, classes, dtype, shard_size, threads, device, base, form, alpha)
     if output is None or dry_run:
         return _show_outlook(outlook(prepare(generator, request), output or Path("generated")))
     with bar(not quiet) as progress:

@@ -10,6 +10,7 @@ import click
 
 from paramsmith.errors import InvalidInput, printable
 
+from .merge_latent import is_latent, merge_latent
 from .merge_options import PREFIX, MergeCommand, given_parameters
 from .output import json_option, show_json, show_warning, size_text, wants_json
 
@@ -48,6 +49,14 @@ RECIPE_FLAGS = ("method", "base", "missing", "dtype", "out_dtype", "shard_size",
 @click.option("--create-pr", is_flag=True, help="With --push: open a pull request instead of committing.")
 @click.option("--revision", metavar="BRANCH", help="With --push: the branch, main unless told.")
 @click.option("--license", "licence", metavar="ID", help="With --push: licence of the result, where it is not clear.")
+@click.option(
+    "--space",
+    type=click.Choice(["weights", "latent"]),
+    default="weights",
+    show_default=True,
+    help="What is averaged: weights, or their codes.",
+)
+@click.option("--codec", metavar="GENERATOR", help="With --space latent: the generator whose codec is used.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
 @json_option
 def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: bool, **options: object) -> None:
@@ -58,6 +67,8 @@ def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: 
     paramsmith merge A B -o OUT --method ties --base BASE --density 0.2
     paramsmith merge recipe.yaml -o OUT --density 0.3     options override the recipe
     """
+    if is_latent(options):
+        return merge_latent(models, output, dry_run, quiet, options)
     recipe = _recipe(models, options)
     if output is None and not dry_run:
         raise InvalidInput("no output given", "add -o OUT, or --dry-run to see the plan")
@@ -74,10 +85,10 @@ def command(models: tuple[str, ...], output: Path | None, dry_run: bool, quiet: 
             if warning not in recipe.warnings:
                 show_warning(warning)
         show_json(planned.to_json()) if wants_json() else click.echo(planned.describe())
-        return
+        return None
     with bar(not quiet) as progress:
         report = run(recipe, output or Path("merged"), _run_options(options, progress))
-    _show(report, recipe, quiet)
+    return _show(report, recipe, quiet)
 
 
 def _recipe(models: tuple[str, ...], options: Mapping[str, object]) -> Recipe:

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -38,9 +40,28 @@ def show_warning(text: str) -> None:
     _label("warning", text, "yellow")
 
 
+@contextmanager
+def told_warnings(kind: type[Warning]) -> Iterator[None]:
+    """Show warnings of a kind of ours as the commands do, each sentence once; all others as Python does."""
+    seen: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *rest: object) -> None:
+            if not issubclass(category, kind):
+                show(message, category, *rest)  # type: ignore[arg-type]
+            elif str(message) not in seen:
+                seen.add(str(message))
+                show_warning(str(message))
+
+        warnings.showwarning = tell  # type: ignore[assignment]
+        warnings.simplefilter("always", kind)
+        yield
+
+
 def show_json(document: Mapping[str, object]) -> None:
     """One JSON document on stdout; numbers JSON does not know (NaN, infinity) become null."""
-    click.echo(json.dumps(_finite(document), indent=2, allow_nan=False))
+    click.echo(json.dumps(finite(document), indent=2, allow_nan=False))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> None:
@@ -64,13 +85,14 @@ def _label(label: str, text: str, color: str) -> None:
     click.echo(f"{name} {safe}", err=True, color=colored())
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """Plain data for JSON: numbers that it does not know become null, what is no plain data text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 

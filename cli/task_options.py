@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +12,7 @@ import click
 
 from paramsmith.errors import InvalidInput, MergeWarning, printable
 
-from .output import show_warning
+from .output import told_warnings
 
 if TYPE_CHECKING:
     from paramsmith.merge.task import Task
@@ -70,7 +68,7 @@ def make_tasks(given: TaskOptions, checkpoint: str, *, labels: bool = True, each
     """The tasks for a checkpoint: those of the task file, or one of all the data, or one for `each` --data."""
     check_task_options(given)
     groups = [(file,) for file in given.data] if each else [given.data]
-    with _told_warnings():
+    with told_warnings(MergeWarning):
         if not given.task:
             return [_of_files(given, checkpoint, files, labels) for files in groups]
         from paramsmith.merge.task import load_tasks
@@ -114,19 +112,6 @@ def device_name(given: TaskOptions) -> str:
     from paramsmith.device import pick_device
 
     return str(pick_device(given.device))
-
-
-@contextmanager
-def _told_warnings() -> Iterator[None]:
-    """Show our own warnings as the commands do, all others as Python does."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", MergeWarning)
-        yield
-    for told in caught:
-        if issubclass(told.category, MergeWarning):
-            show_warning(str(told.message))
-        else:
-            warnings.warn_explicit(told.message, told.category, told.filename, told.lineno)
 
 
 def _of_files(given: TaskOptions, checkpoint: str, files: tuple[str, ...], labels: bool) -> Task:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -15,7 +13,7 @@ import click
 from paramsmith.errors import GenerateWarning, InvalidInput, printable
 from paramsmith.hypernet.training.course import Course
 
-from .output import json_option, show_json, show_warning, wants_json
+from .output import json_option, show_json, show_warning, told_warnings, wants_json
 from .task_options import check_apart
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ def command(
     from paramsmith.hypernet.training.learning import train
     from paramsmith.progress import bar
 
-    with _told_warnings(), bar(not quiet, "steps") as progress:
+    with told_warnings(GenerateWarning), bar(not quiet, "steps") as progress:
         values = _values(preset, options)
         if words is not None:
             found, said = _of_words(preset, words, str(like), target, values, given, force, progress)
@@ -132,7 +130,7 @@ def _source(tasks: str | None, zoo: Path | None, like: str | None) -> object:
         from paramsmith.hypernet.training.tasks import load_task
 
         return load_task(tasks, judged=False)
-    from paramsmith.hypernet.training.zoo import Zoo
+    from paramsmith.hypernet.zoos.zoo import Zoo
 
     if like is None:
         return Zoo.open(str(zoo))
@@ -165,25 +163,6 @@ def _of_words(
     return found, (*told(nearness), *found.fit.warnings)
 
 
-@contextmanager
-def _told_warnings() -> Iterator[None]:
-    """Show what is said of targets as the commands do, each sentence once; all other warnings as Python does."""
-    seen: set[str] = set()
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def tell(message: Warning | str, category: type[Warning], *rest: object) -> None:
-            if not issubclass(category, GenerateWarning):
-                show(message, category, *rest)  # type: ignore[arg-type]
-            elif str(message) not in seen:
-                seen.add(str(message))
-                show_warning(str(message))
-
-        warnings.showwarning = tell  # type: ignore[assignment]
-        warnings.simplefilter("always", GenerateWarning)
-        yield
-
-
 def _show(found: Trained, said: tuple[str, ...], quiet: bool) -> None:
     if wants_json():
         return show_json({**found.to_json(), "warnings": list(said)})
@@ -193,6 +172,7 @@ def _show(found: Trained, said: tuple[str, ...], quiet: bool) -> None:
         click.echo(f"{printable(name)}: {printable(json.dumps(value), 2000)}")
     if not quiet:
         fit = found.fit
-        how = f"{fit.steps:,} steps in {fit.seconds:.0f} s, loss {fit.losses[-1]:.4g}"
+        last = f", loss {fit.losses[-1]:.4g}" if fit.losses else ""
+        how = f"{fit.steps:,} steps in {fit.seconds:.0f} s{last}"
         click.echo(f"{printable(found.output, 2000)}: {found.preset}, {found.parameters:,} parameters, {how}")
     return None

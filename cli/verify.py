@@ -9,6 +9,7 @@ import click
 
 from paramsmith.errors import InvalidInput, printable
 
+from .card import GENERATION, generation_in
 from .output import json_option, show_json, show_warning, wants_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 @json_option
 def command(merged: str, read: bool, quiet: bool) -> None:
     """Hash the files of a merge and compare with its merge.json: a line a file, exit code 1 when anything differs.
+
+    The files of a folder that was generated are compared with its generation.json, once `paramsmith card` has put
+    their hashes there.
 
     Of a repository the hashes that the Hub lists are taken for large files, unless --read. Card, picture and
     merge.json itself are not covered. Where the Hub cannot be reached, what the cache has is hashed.
@@ -48,10 +52,13 @@ def command(merged: str, read: bool, quiet: bool) -> None:
 
 def _checked(merged: str, read: bool, progress: Progress) -> tuple[list[Checked], tuple[str, ...]]:
     from paramsmith.hub import Reference
-    from paramsmith.verifying import verify_folder, verify_repository
+    from paramsmith.verifying import verify_folder, verify_outputs, verify_repository
 
     reference = Reference.parse(merged)
     if reference is None:
+        generated = generation_in(Path(merged))
+        if generated is not None:
+            return verify_outputs(Path(merged), generated.outputs, GENERATION, progress=progress), ()
         return verify_folder(Path(merged), progress), ()
     if reference.path:
         raise InvalidInput(f"{printable(merged)}: names a part of a repository", "give the whole: user/name@revision")

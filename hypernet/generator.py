@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging
 from torch import Tensor
 
 from paramsmith import __version__
@@ -22,13 +19,17 @@ from paramsmith.errors import InvalidInput, printable
 from paramsmith.params import validated
 from paramsmith.parts import generators
 
-from .artifact import FILES, FORMAT, INDEX, TENSORS, open_artifact
+from .artifact import FORMAT, INDEX, files_of, open_artifact
 from .hypernetwork import Hypernetwork
-from .protocols import Condition, Design, Site
+from .kinds import HYPERNETWORK, KINDS, SAMPLER, Kind
+from .loading import own_memory, silent, without_entry
+from .model import WeightModel
+from .protocols import Condition, Design, SamplerDesign, Site
+from .sampler import Sampler
 from .seeding import seeded
 from .targets.target import TargetSpec
 from .writing.conditions import batched, one_of
-from .writing.samples import sample_seed, state_dicts
+from .writing.samples import count_samples, sample_seed, state_dicts
 
 if TYPE_CHECKING:
     from paramsmith.progress import Progress
@@ -43,22 +44,47 @@ _ONE_FILE = "1000TB"  # a generator has one file of tensors, whatever its size
 class Generator(DiffusionPipeline):
     """What makes weights: `sample` gives them as state dicts, `paramsmith generate` writes them as checkpoints.
 
-    `seconds`: how long the training took; None where nobody knows.
+    It has one model, a `hypernetwork` or a `sampler`. `seconds`: how long the training took; None where nobody knows.
     """
+
+    _optional_components = list(KINDS)  # noqa: RUF012 - as the base declares it; one of them is missing
 
     def __init__(
         self,
-        hypernetwork: Hypernetwork,
+        hypernetwork: Hypernetwork | None = None,
+        sampler: Sampler | None = None,
         format: int = FORMAT,  # noqa: A002 - named as in the file
         paramsmith: str = __version__,
         seconds: float | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(hypernetwork=hypernetwork)  # type: ignore[no-untyped-call]
+        if (hypernetwork is None) == (sampler is None):
+            raise ValueError("a generator has a hypernetwork or a sampler")
+        self.register_modules(hypernetwork=hypernetwork, sampler=sampler)  # type: ignore[no-untyped-call]
         told = {"format": FORMAT, "paramsmith": __version__, "seconds": seconds}
         self.register_to_config(**told)  # type: ignore[no-untyped-call]
         self.hypernetwork: Hypernetwork
+        self.sampler: Sampler
         self.seconds = seconds
+
+    @classmethod
+    def of(cls, model: WeightModel, seconds: float | None = None) -> Self:
+        """A generator with this model."""
+        if isinstance(model, Sampler):
+            return cls(sampler=model, seconds=seconds)
+        if isinstance(model, Hypernetwork):
+            return cls(model, seconds=seconds)
+        raise TypeError(f"{type(model).__name__} is no kind of model that a generator has")
+
+    @property
+    def model(self) -> WeightModel:
+        """What the weights come from."""
+        return self.hypernetwork or self.sampler
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the two it is."""
+        return HYPERNETWORK if self.hypernetwork is not None else SAMPLER
 
     @classmethod
     def build(
@@ -83,44 +109,46 @@ class Generator(DiffusionPipeline):
             options = {"seed": seed, **options}
         chosen = validated(part.params, options, f"generator {preset}", f"see: paramsmith generators {preset}")
         told = {"name": preset, "options": chosen.model_dump(mode="json")}
-        design: Design = part.make(chosen, site)
+        design: Design | SamplerDesign = part.make(chosen, site)
+        where = replace(site, width=design.width)
         with seeded(seed):
-            made = Hypernetwork.of(design, replace(site, width=design.width), told)
-        return cls(made.eval())
+            if isinstance(design, SamplerDesign):
+                return cls.of(Sampler.of(design, where, told).eval())
+            return cls.of(Hypernetwork.of(design, where, told).eval())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor of a condition, without the leading axis."""
-        return {name: tuple(shape) for name, shape in self.hypernetwork.config["condition"].items()}
+        return {name: tuple(shape) for name, shape in self.model.config["condition"].items()}
 
     @property
     def preset(self) -> tuple[str, dict[str, object]] | None:
         """The name and the options it was built with."""
-        said = self.hypernetwork.config.get("preset")
+        said = self.model.config.get("preset")
         return (str(said["name"]), dict(said.get("options", {}))) if said else None
 
-    def design(self) -> Design:
+    def design(self) -> Design | SamplerDesign:
         """What its preset stands for: also the objective, and how it is trained."""
         if self.preset is None:
             raise InvalidInput("this generator was made of parts, not of a preset", "say how it is to be trained")
         name, options = self.preset
         part = generators.find(name)
-        where = Site(0, self.hypernetwork.spec, self.shapes)
+        where = Site(0, self.model.spec, self.shapes)
         hint = f"see: paramsmith generators {name}"
-        made: Design = part.make(validated(part.params, options, f"generator {name}", hint), where)
+        made: Design | SamplerDesign = part.make(validated(part.params, options, f"generator {name}", hint), where)
         return made
 
     def target(self, like: TargetSpec | None = None, classes: int | None = None) -> TargetSpec:
         """The target of a sample. InvalidInput where this generator cannot make it."""
-        spec = self.hypernetwork.target(like)
+        spec = self.model.target(like)
         if classes is None:
             return spec
         if classes < 1:
             raise InvalidInput(f"{classes} classes cannot be told apart", "give 1 or more")
         wanted = spec.with_classes(classes)
-        if self.hypernetwork.spec is not None and wanted.hash != spec.hash:
+        if self.kind is HYPERNETWORK and self.model.spec is not None and wanted.hash != spec.hash:
             raise InvalidInput("this generator was made for another number of classes", "leave --classes out")
-        return self.hypernetwork.target(wanted)
+        return self.model.target(wanted)
 
     @torch.no_grad()
     def sample(
@@ -143,12 +171,12 @@ class Generator(DiffusionPipeline):
         held = {name: tensor.to(self.device) for name, tensor in held.items()}
         if count_samples(n, many) and many == 1:
             seeds = [sample_seed(seed, i) for i in range(n)]
-            return state_dicts(self.hypernetwork, spec, one_of(held, 0), seeds, chosen)
+            return state_dicts(self.model, spec, one_of(held, 0), seeds, chosen)
         return [self._one(held, i, spec, seed, chosen) for i in range(many)]
 
     def _one(self, held: Condition, i: int, spec: TargetSpec, seed: int, dtype: DType | None) -> dict[str, Tensor]:
         own = one_of(held, i)
-        return state_dicts(self.hypernetwork, spec, own, [sample_seed(seed, i)], dtype)[0]
+        return state_dicts(self.model, spec, own, [sample_seed(seed, i)], dtype, i)[0]
 
     def fit(
         self,
@@ -168,7 +196,7 @@ class Generator(DiffusionPipeline):
 
         design = self.design()
         chosen = validated(Course, {**design.course, **(course or {})}, "the course", "see: paramsmith train --help")
-        report = fit(self.hypernetwork, objective_for(design, self, source), chosen, progress=progress, log=log)
+        report = fit(self.model, objective_for(design, self, source), chosen, progress=progress, log=log)
         self.seconds = (self.seconds or 0.0) + report.seconds
         return report
 
@@ -181,7 +209,7 @@ class Generator(DiffusionPipeline):
         InvalidInput names what is wrong with it.
         """
         found = open_artifact(pretrained_model_name_or_path)
-        with _silent(), seeded(0):
+        with silent(), seeded(0):
             made = super().from_pretrained(
                 found.folder,
                 torch_dtype=torch_dtype,
@@ -191,7 +219,7 @@ class Generator(DiffusionPipeline):
             )
         if not isinstance(made, cls):
             raise TypeError(f"{type(made)} was loaded in place of a generator")
-        _own_memory(made.hypernetwork)
+        own_memory(made.model)
         made._forget_place()
         return made
 
@@ -215,10 +243,10 @@ class Generator(DiffusionPipeline):
         try:
             place.clear()
             self._write(place.files, place.target.name)
-            for name in FILES:
+            for name in files_of(self.kind):
                 with open(place.files / name, "rb") as file:
                     sync_data(file.fileno(), place.files / name)
-            for folder in (place.files / "hypernetwork", place.files):
+            for folder in (place.files / self.kind.name, place.files):
                 sync_folder(folder)
             place.publish("")
         finally:
@@ -244,45 +272,13 @@ class Generator(DiffusionPipeline):
 
         self._forget_place()
         super().save_pretrained(folder, safe_serialization=True, max_shard_size=_ONE_FILE)
-        os.chmod(folder / TENSORS, (folder / INDEX).stat().st_mode)  # the library's files are for nobody else to read
+        # the library's files are for nobody else to read
+        os.chmod(folder / self.kind.tensors, (folder / INDEX).stat().st_mode)
         card = folder / "README.md"
         if not os.path.lexists(card) or ours(card):
             replace_file(card, generator_card(self, name))
 
     def _forget_place(self) -> None:
         """A path of this machine, which diffusers notes where something was loaded from, is for nobody else."""
-        for held in (self, self.hypernetwork):
-            _without(held, "_name_or_path")
-
-
-def count_samples(n: int, conditions: int) -> int:
-    """How many samples are made. InvalidInput for many of each of several conditions."""
-    if n < 1:
-        raise InvalidInput(f"{n} samples are none", "give 1 or more")
-    if n > 1 and conditions > 1:
-        raise InvalidInput(f"{conditions} conditions make a sample each, and {n} are asked for", "leave -n out")
-    return max(n, conditions)
-
-
-@torch.no_grad()
-def _own_memory(module: torch.nn.Module) -> None:
-    """Tensors that lie in the file get memory of their own, aligned as any: sums may round by how they are aligned."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
-
-
-def _without(held: ConfigMixin, key: str) -> None:
-    kept = {name: value for name, value in held.config.items() if name != key}
-    held._internal_dict = FrozenDict(kept)  # type: ignore[no-untyped-call, has-type]
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No progress bar of diffusers."""
-    before = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            logging.enable_progress_bar()
+        for held in (self, self.model):
+            without_entry(held, "_name_or_path")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Kept:
-    """The first tensors that were asked for, up to `most` bytes of them. No copy of a module takes them along.
+    """A cache of the first tensors that are asked for, up to `most` bytes. Copied or pickled, it begins empty.
 
     >>> import torch
     >>> kept = Kept(8)

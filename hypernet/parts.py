@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-ROOMS = ("encoders", "decoders", "parametrizations", "objectives", "families", "generators")
+ROOMS = ("encoders", "decoders", "parametrizations", "codecs", "priors", "objectives", "families", "generators")
 
 for _room in ROOMS:
     _package = importlib.import_module(f".{_room}", __package__)

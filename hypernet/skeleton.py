@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from paramsmith.dtypes import DType, from_torch
 from paramsmith.errors import InvalidInput, ParamsmithError, printable
 
-from .hypernetwork import Hypernetwork
+from .kinds import Kind
 
 if TYPE_CHECKING:
     from .artifact import Config
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _SLACK, _UNSAVED = 4, 1 << 28
 
 
-def skeleton(config: Config, numbers: int, tensors: int) -> dict[str, tuple[DType, tuple[int, ...]]]:
+def skeleton(kind: Kind, config: Config, numbers: int, tensors: int) -> dict[str, tuple[DType, tuple[int, ...]]]:
     """Type and shape of every tensor that is saved, by name.
 
     InvalidInput for a config that no part can be built from, or whose parts come to be much more than `numbers`
@@ -37,7 +38,7 @@ def skeleton(config: Config, numbers: int, tensors: int) -> dict[str, tuple[DTyp
     most, count = _SLACK * numbers + _UNSAVED, _SLACK * tensors + 1000
     try:
         with _no_memory(), _at_most(most, count):
-            made = Hypernetwork(**fields)
+            made = getattr(importlib.import_module(kind.module), kind.class_name)(**fields)
     except ParamsmithError:
         raise
     except Exception as problem:  # noqa: BLE001 - parts may fail in any way over a config made by somebody
@@ -53,7 +54,7 @@ def _no_memory() -> Iterator[None]:
         yield
 
 
-# What asks a tensor for its value. One without values answers 0: a seed that a part draws, say, is any other day's.
+# What asks a tensor for its value, as a part does that draws a seed. A tensor without values answers 0.
 _VALUE = (torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__bool__)
 
 

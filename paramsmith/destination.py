@@ -27,7 +27,7 @@ class Destination:
     def __init__(self, target: Path, *, force: bool, single: bool | None = None) -> None:
         # a bare ".." or "." has no name of its own to put staging beside
         whole = target if target.name not in ("", "..") else target.resolve()
-        self.parent = whole.parent.resolve()
+        self.parent = Path(os.path.realpath(whole.parent))  # unlike Path.resolve, also of links in a circle
         self.target = self.parent / whole.name
         self.single = self.target.suffix == ".safetensors" if single is None else single
         self.staging = self.parent / f".{whole.name}.partial"

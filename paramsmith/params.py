@@ -278,7 +278,10 @@ def validated(params: type[P], values: Mapping[str, object], where: str, hint: s
     try:
         return params.model_validate(dict(values))
     except ValidationError as problem:
-        told = [(".".join(str(p) for p in e["loc"] if p not in ("models", "anchors")), e) for e in problem.errors()]
+        found = problem.errors()
+        # a list is also told to be too short for what is wrong in it
+        kept = [e for e in found if e["type"] != "too_short" or not any(_is_inside(o["loc"], e["loc"]) for o in found)]
+        told = [(".".join(str(p) for p in e["loc"] if p not in ("models", "anchors")), e) for e in kept]
         known = [field.alias or name for name, field in params.model_fields.items()]
         facts = [
             f"there is no parameter {printable(name)}, but {', '.join(known)}"
@@ -288,3 +291,7 @@ def validated(params: type[P], values: Mapping[str, object], where: str, hint: s
         ]
         unique = "; ".join(dict.fromkeys(facts))
         raise InvalidInput(f"{where}: {unique}", hint or f"see: paramsmith methods {where}") from None
+
+
+def _is_inside(inner: Sequence[object], outer: Sequence[object]) -> bool:
+    return len(inner) > len(outer) and tuple(inner[: len(outer)]) == tuple(outer)

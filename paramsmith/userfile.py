@@ -22,7 +22,7 @@ def named_function(reference: str, what: str) -> Callable[..., object]:
 
 def load_function(path: Path, name: str) -> Callable[..., object]:
     """A function of a Python file. InvalidInput when either is not there, Failed when the file raises."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InvalidInput(f"{printable(path)}: does not exist", "a Python file and a function in it: file.py:name")
     whole = path.resolve()
     digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]

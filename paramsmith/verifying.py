@@ -1,4 +1,7 @@
-"""Whether the files of a merge, in a folder or on the Hub, are those that its merge.json tells of."""
+"""Whether the files of a merge, in a folder or on the Hub, are those that its merge.json tells of.
+
+Of any other folder whose files something tells of, such as a generation.json, the same: `verify_outputs`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,17 @@ from paramsmith.hashing import sha256_of
 from paramsmith.hub import Reference, Snapshot, snapshot
 from paramsmith.hubcache import has_size, snapshot_folder
 from paramsmith.inputs import place
-from paramsmith.lineage import DESCRIPTIVE, MAX_BYTES, NAME, RECIPE, Lineage, lineage_of, paired, read_lineage
+from paramsmith.lineage import (
+    DESCRIPTIVE,
+    MAX_BYTES,
+    NAME,
+    RECIPE,
+    FileRecord,
+    Lineage,
+    lineage_of,
+    paired,
+    read_lineage,
+)
 from paramsmith.progress import Progress
 from paramsmith.recipe import load_recipe
 from paramsmith.weightfiles import PICKLES
@@ -39,14 +52,28 @@ class Checked:
 
 def verify_folder(folder: Path, progress: Progress | None = None) -> list[Checked]:
     """Hash every file of a merged folder. InvalidInput when merge.json is absent, unreadable or without hashes."""
-    lineage = lineage_of(folder)
-    wanted = _hashes(lineage, place(folder), f"paramsmith card {printable(folder)}")
-    present = {name: folder / name for name in files_in(folder)}
-    right = {n: p for n, p in present.items() if n in wanted and has_size(p, lineage.outputs[n].size)}
+    lineage, recipe = lineage_of(folder), folder / RECIPE
+    status = _recipe_status(recipe if recipe.exists() else None, lineage)
+    return verify_outputs(folder, lineage.outputs, NAME, status, progress)
+
+
+def verify_outputs(
+    folder: Path,
+    outputs: Mapping[str, FileRecord],
+    record: str,
+    recipe: Checked | None = None,
+    progress: Progress | None = None,
+) -> list[Checked]:
+    """Hash every file of a folder and compare with `outputs`, which its file `record` tells of.
+
+    InvalidInput when that has no hashes.
+    """
+    wanted = _hashes(outputs, place(folder), f"paramsmith card {printable(folder)}", record)
+    present = {name: folder / name for name in files_in(folder) if name != record}
+    right = {n: p for n, p in present.items() if n in wanted and has_size(p, outputs[n].size)}
     hashed = sha256_of(right.values(), progress)
     found = {name: hashed[right[name]] if name in right else "" for name in present if name in wanted}
-    recipe = folder / RECIPE
-    return _compared(wanted, found, present, _recipe_status(recipe if recipe.exists() else None, lineage))
+    return _compared(wanted, found, present, recipe)
 
 
 def verify_repository(
@@ -61,7 +88,7 @@ def verify_repository(
 
     held = snapshot(reference)
     lineage = remote_lineage(held)
-    wanted = _hashes(lineage, str(held), "the files were pushed without: paramsmith card, then push again")
+    wanted = _hashes(lineage.outputs, str(held), "the files were pushed without: paramsmith card, then push again")
     found = published(held, lineage, read=read, progress=progress)
     recipe = held.files.get(RECIPE)
     path = None
@@ -131,23 +158,23 @@ def files_in(folder: Path) -> Iterator[str]:
                 yield inner
 
 
-def _hashes(lineage: Lineage, where: str, hint: str) -> dict[str, str]:
-    known = {name: file.sha256 for name, file in lineage.outputs.items() if file.sha256}
-    if not known or len(known) < len(lineage.outputs):
-        lacking = next((name for name in lineage.outputs if name not in known), "any file")
-        raise InvalidInput(f"{where}: merge.json has no hash of {printable(lacking)}", hint)
+def _hashes(outputs: Mapping[str, FileRecord], where: str, hint: str, record: str = NAME) -> dict[str, str]:
+    known = {name: file.sha256 for name, file in outputs.items() if file.sha256}
+    if not known or len(known) < len(outputs):
+        lacking = next((name for name in outputs if name not in known), "any file")
+        raise InvalidInput(f"{where}: {record} has no hash of {printable(lacking)}", hint)
     return known
 
 
 def _compared(
-    wanted: Mapping[str, str], found: Mapping[str, str], present: Collection[str], recipe: Checked
+    wanted: Mapping[str, str], found: Mapping[str, str], present: Collection[str], recipe: Checked | None
 ) -> list[Checked]:
     listed = []
     for name, sha256 in wanted.items():
         status: Status = "missing" if name not in present else "ok" if found[name] == sha256 else "differs"
         listed.append(Checked(name, status))
     extra = sorted(n for n in present if n not in wanted and n not in DESCRIPTIVE and not n.startswith("."))
-    return [*listed, recipe, *(Checked(name, "extra") for name in extra)]
+    return [*listed, *([recipe] if recipe else []), *(Checked(name, "extra") for name in extra)]
 
 
 def _recipe_status(path: Path | None, lineage: Lineage) -> Checked:

@@ -11,18 +11,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from paramsmith.hypernet.perceptron import layer_numbers, leaky_layers
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params
 from paramsmith.parts import decoders
 
-from .dense import Sizes, layer_numbers, layers
+from .dense import Sizes
 from .fixed import Places
 from .shapes import affordable
 
 
 class Chunked(Params):
-    """Pieces of a target, from one head."""
+    """Options of the decoder `chunked`."""
 
     chunk: int = Field(1024, ge=1, le=1 << 24, description="numbers in a piece")
     embedding: int = Field(32, ge=1, le=1 << 16, description="width of the learned code of a piece")
@@ -52,7 +53,7 @@ class ChunkedDecoder(nn.Module):
         numbers = sum(slots * count for slots, count in pieces) * options.embedding + (wide + 1) * chunk
         affordable(numbers + layer_numbers(width, options.hidden), "the decoder 'chunked' for this target")
         self.pieces = nn.ParameterList(torch.randn(slots, count, options.embedding) for slots, count in pieces)
-        self.body = layers(width, options.hidden, "fan_in")
+        self.body = leaky_layers(width, options.hidden, "fan_in")
         self.head = nn.Linear(wide, chunk)
         nn.init.normal_(self.head.weight, std=0 if options.init == "zero" else 1 / sqrt(wide))
         nn.init.zeros_(self.head.bias)

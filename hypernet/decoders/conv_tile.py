@@ -24,7 +24,7 @@ EXTRA_STD = 0.02
 
 
 class ConvTile(Params):
-    """Kernels of a fixed size, tiled."""
+    """Options of the decoder `conv_tile`."""
 
     kernel: int = Field(16, ge=1, le=256, description="the largest side s of a kernel; larger ones are interpolated")
     classes: int = Field(1000, ge=1, le=1 << 20, description="classes of every target: the head is for this number")
@@ -43,7 +43,8 @@ class ConvTileDecoder(nn.Module):
     (1, D, √T, √T); of one or two tokens more, these get fixed numbers of standard deviation 0.02, keyed by the name
     of the tensor. Other positions are matrices.
 
-    The last layers start a fifth as large as usual, with zero biases.
+    The last layers of kernels and vectors, and that of heads, start a fifth as large as usual, with zero biases.
+    InvalidInput for a head of another number of classes, and for kernels of more than two sides.
 
     Knyazev et al., 2023, "Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?",
     arXiv:2303.04143.

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from paramsmith.hypernet.perceptron import SLOPE, layer_numbers, leaky_layers
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import Params
@@ -18,20 +19,19 @@ from paramsmith.parts import decoders
 from .fixed import Places
 from .shapes import affordable
 
-SLOPE = 0.01  # of the leaky ReLU
-GAIN = sqrt(2 / (1 + SLOPE**2))
+GAIN = sqrt(2 / (1 + SLOPE**2))  # of a leaky ReLU
 
 Sizes = tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...]
 
 
 class Dense(Params):
-    """A head for every tensor."""
+    """Options of the decoder `dense`."""
 
     hidden: Sizes = Field((), description="widths of the layers between the codes and the heads")
     init: Literal["fan_out", "fan_in", "zero"] = Field(
         "fan_out", description="how heads start: by the size of their own tensor (MIP), by their width, or as nothing"
     )
-    bias: bool = Field(True, description="whether heads have biases; a base that is learned does the same")
+    bias: bool = Field(True, description="whether heads have biases; with a learned base they are not needed")
 
 
 @decoders("dense", Dense, paper="arXiv:2304.07645")
@@ -54,7 +54,7 @@ class DenseDecoder(nn.Module):
         wide = (site.width, *options.hidden)[-1]
         numbers = sum(prod(slot.shape) for slot in spec.slots) * (wide + int(options.bias))
         affordable(numbers + layer_numbers(site.width, options.hidden), "the decoder 'dense' for this target")
-        self.body = layers(site.width, options.hidden, "fan_out")
+        self.body = leaky_layers(site.width, options.hidden, "fan_out")
         sizes = [(len(group), prod(spec.slots[group[0]].shape)) for group in spec.groups]
         self.heads = nn.ParameterList(torch.empty(slots, n, wide) for slots, n in sizes)
         self.biases = nn.ParameterList(torch.zeros(slots, n) for slots, n in sizes if options.bias)
@@ -74,19 +74,3 @@ class DenseDecoder(nn.Module):
         if len(self.biases):
             made = made + self.places.rows(self.biases[group], slots)
         return made.reshape(*codes.shape[:2], *slots[0].shape)
-
-
-def layers(width: int, hidden: Sizes, mode: Literal["fan_in", "fan_out"]) -> nn.Sequential:
-    """Linear layers, each with a leaky ReLU: Kaiming normal weights, zero biases."""
-    made: list[nn.Module] = []
-    for inputs, outputs in zip((width, *hidden), hidden, strict=False):
-        layer = nn.Linear(inputs, outputs)
-        nn.init.kaiming_normal_(layer.weight, SLOPE, mode)
-        nn.init.zeros_(layer.bias)
-        made += [layer, nn.LeakyReLU(SLOPE)]
-    return nn.Sequential(*made)
-
-
-def layer_numbers(width: int, hidden: Sizes) -> int:
-    """How many numbers `layers` holds."""
-    return sum((inputs + 1) * outputs for inputs, outputs in zip((width, *hidden), hidden, strict=False))

@@ -16,7 +16,7 @@ from paramsmith.parts import decoders
 
 
 class Factored(Params):
-    """The decoder `factors`."""
+    """Options of the decoder `factors`."""
 
     rank: int = Field(100, ge=1, le=65536, description="directions that a row is made of")
 
@@ -26,7 +26,8 @@ class FactorsDecoder(nn.Module):
     """Rows y = (size (W c + b)) P, for slots of one axis, as wide as the site's.
 
     W, b are learned; the primitives P (rank, columns) and the size of a coordinate are those of the matrix that was
-    factorised, kept with the generator. Until `fit` has set them, P begins as the identity and the size is 1.
+    factorised, kept with the generator. Until the objective `rows` has set them, P is the identity and the size 1.
+    InvalidInput for a target that is not rows of one width, and for a rank above that width.
 
     Paper: HYPEROFA, arXiv:2504.21018.
     """

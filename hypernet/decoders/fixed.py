@@ -1,4 +1,4 @@
-"""What decoders for one target share: tensors that are stacked group by group, and which slot has which of them."""
+"""What decoders for one target share: their tensors are stacked, one stack a group of `TargetSpec.groups`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from paramsmith.hypernet.targets.target import Slot, TargetSpec
 
 
 class Places:
-    """Of the slots of a target: the group of each, and its place in the group. InvalidInput where the target varies."""
+    """Where each slot of the one target is: in which of its groups, and at which place of the group.
+
+    A decoder with a tensor (slots of the group, ...) for each group gets the rows of some slots of one group by
+
+        places.rows(stacked[places.group(slots)], slots)                  (S, ...)
+
+    `decoder` is its name, for messages. InvalidInput for a site without one target.
+    """
 
     def __init__(self, site: Site, decoder: str) -> None:
         self.spec, self.decoder = one_target(site, f"decoder '{decoder}'"), decoder
@@ -33,11 +40,11 @@ class Places:
                 raise InvalidInput(fact, "ask for the target that it was built for")
 
     def group(self, slots: Sequence[Slot]) -> int:
-        """Which group the slots belong to."""
+        """The number of the group that all these slots belong to."""
         return self._of[slots[0].name][0]
 
     def rows(self, stacked: Tensor, slots: Sequence[Slot]) -> Tensor:
-        """Of what is stacked for a group (slots of the group, ...), what belongs to some of them (S, ...)."""
+        """The rows (S, ...) of some slots, in their order, from what is stacked for the group (slots of it, ...)."""
         places = [self._of[slot.name][1] for slot in slots]
         if places == list(range(places[0], places[0] + len(places))):
             return stacked[places[0] : places[0] + len(places)]

@@ -32,9 +32,9 @@ class GateDecoder(nn.Module):
         y = s (W x + b) + (V_w lam) * (W_h x) + (V_b lam) * b_h
 
     W_h begins as the target would, V as N(0, std**2); twice the target's parameters, and one a row and number of lam.
-    For one target.
+    For one target; InvalidInput where there is none.
 
-    Paper: arXiv:1903.03088.
+    Paper: Self-Tuning Networks, arXiv:1903.03088.
     """
 
     def __init__(self, options: Gate, site: Site) -> None:

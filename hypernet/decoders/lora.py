@@ -32,7 +32,8 @@ class LoraDecoder(nn.Module):
 
     A and B are linear functions of the code. Their weights begin as 0, and their biases as a fresh adapter: A
     U(-1/sqrt(in), 1/sqrt(in)), B 0, so that whatever is asked for the first weights are those of the base
-    (Bias-HyperInit). Meant for the base `checkpoint`. For one target.
+    (Bias-HyperInit). Meant for the base `checkpoint`. For one target; InvalidInput where there is none, or where `only`
+    lets no matrix through.
 
     Papers: LoRA, arXiv:2106.09685; Text-to-LoRA, arXiv:2506.06105.
     """

@@ -20,7 +20,7 @@ from .shapes import affordable, kernel_shape, second
 
 
 class LowRank(Params):
-    """Products of two factors of rank r."""
+    """Options of the decoder `lowrank`."""
 
     rank: int = Field(32, ge=1, le=4096, description="rank r of every matrix that is made")
     K: int = Field(2048 * 16, ge=2, le=1 << 26, description="the most that out * kh and in * kw of a tensor may be")
@@ -42,7 +42,7 @@ class LowRankDecoder(nn.Module):
     is that of cutting the whole E.
 
     Vectors of n numbers are two at a time a tensor (2n, 1), the first a norm's scale, the second a bias. Positions
-    (1, T, D) are (T, D). Heads for any number of classes come the same way.
+    (1, T, D) are (T, D). Heads for any number of classes come the same way. InvalidInput for a tensor wider than K.
 
     Zhou et al., 2024, "LoGAH: Predicting 774-Million-Parameter Transformers using Graph HyperNetworks with 1/100
     Parameters", arXiv:2405.16287.

@@ -44,7 +44,7 @@ class RandomDecoder(nn.Module):
     """D'OH: the n numbers of a code become any target, theta_l = G_l z, with fixed random G_l made anew when needed.
 
     G_l is hashed from the seed and the name of its tensor, with the same bits everywhere, a block of rows at a time,
-    forward and backward: nothing is stored, and no more than 64 MB are in memory. The factor on G_l gives theta_l the
+    forward and backward: nothing is stored, and about 64 MB are remembered. The factor on G_l gives theta_l the
     standard deviation of its own initialisation: Var(theta_l) = n Var(G_l) Var(z).
 
     dense and rademacher take n operations a weight, sparse takes `nonzeros`: for large targets. Nothing is learned

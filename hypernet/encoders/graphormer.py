@@ -72,7 +72,10 @@ def embed_widely(module: nn.Module) -> None:
 
 
 class _EdgeBias(nn.Module):
-    """Of a pair of nodes only one direction has a path: what there is to embed is one row a length, not one a pair."""
+    """The bias of attention for each pair of nodes, by the length of the path between them.
+
+    Only one direction of a pair has a path, so the MLP runs once for each length and direction, not for each pair.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -96,9 +96,10 @@ def as_ghn3(graph: Graph) -> Graph:
 
 
 def node_types(graph: Graph) -> list[int | None]:
-    """Which of TYPES each node is; None for those GHN-3 has no node for, as activations. What holds a slot is one.
+    """Which of TYPES each node is, by number; None where GHN-3 has no node, as for activations.
 
-    Grouped convolutions are told by their one input channel, and dilated ones not at all: they are `sep_conv`.
+    A node that holds a slot always has a type. Depthwise convolutions, dilated or not, are `sep_conv`; a convolution
+    is taken for one where its kernel has one input channel and what it reads is not the input.
     """
     before: list[list[str]] = [[] for _ in graph.nodes]
     for start, stop in graph.edges:

@@ -28,7 +28,8 @@ class SetEncoder(nn.Module):
     """Codes (B, 1, width) of `set` (B, n, dim), of which `mask` (B, n) says what is there: rho(mean of phi(x)).
 
     phi and rho are layers with ReLU, after the last of rho none. Neither the order of the members nor what the mask
-    leaves out changes anything; without a mask all are there. An empty set has the mean 0.
+    leaves out changes anything; without a mask all are there. An empty set has the mean 0. InvalidInput for a site
+    without such a condition, and for sets of another width or with numbers that are not finite.
 
     Paper: Deep Sets, arXiv:1703.06114.
     """

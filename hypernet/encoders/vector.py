@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -11,13 +10,13 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.perceptron import leaky_layers
 from paramsmith.hypernet.protocols import Condition, Site
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.params import Number, Params
 from paramsmith.parts import encoders
 
 Encoding = Literal["cos_sin", "pair", "unit", "raw"]
-SLOPE = 0.01  # of the leaky ReLU, left of 0
 _ROUNDING = 1e-5  # of an interval: how far outside a number may lie that was meant for its end
 
 
@@ -52,7 +51,8 @@ class VectorEncoder(nn.Module):
     - raw:     g itself, k numbers
 
     Without biases such a network would answer c times as loud to an input c times as large; the norm of `cos_sin`
-    does not depend on the input. InvalidInput for a number outside its interval, or that is not finite.
+    does not depend on the input. InvalidInput for a site without such a condition, and for a number that is outside its
+    interval or not finite.
 
     Paper: Magnitude Invariant Parametrizations, arXiv:2304.07645.
     """
@@ -64,9 +64,8 @@ class VectorEncoder(nn.Module):
         super().__init__()
         shape = site.condition.get("vector", ())
         if len(shape) != 1 or not shape[0]:
-            raise InvalidInput(
-                "the encoder 'vector' wants a condition `vector` of (k,) numbers", "give it: --condition"
-            )
+            hint = 'let each episode of the task say it: Episode(target, {"vector": numbers}, query)'
+            raise InvalidInput("the encoder 'vector' wants a condition `vector` of (k,) numbers", hint)
         self.encoding: Encoding = options.encoding
         (self.count,) = shape
         self._bound(options)
@@ -74,8 +73,7 @@ class VectorEncoder(nn.Module):
         if not options.body and (options.hidden or widths[0] != site.width):
             fact = f"without layers the code of {self.count} numbers by {self.encoding} has a width of {widths[0]}"
             raise InvalidInput(fact, "leave `hidden` out and make the width so")
-        layers = pairwise(widths) if options.body else ()
-        self.body = nn.Sequential(*(part for sizes in layers for part in _layer(*sizes, options.init)))
+        self.body = leaky_layers(widths[0], widths[1:] if options.body else (), options.init)
 
     def forward(self, condition: Condition, spec: TargetSpec) -> Tensor:
         """(B, 1, width)."""
@@ -141,13 +139,6 @@ class VectorEncoder(nn.Module):
             return InvalidInput(f"{where} is {value}", "give finite numbers")
         ends = f"{float(self.low[place]):g} to {float(self.high[place]):g}"
         return InvalidInput(f"{where} is {value:g}, outside {ends}", "this generator knows nothing beyond")
-
-
-def _layer(inputs: int, outputs: int, init: Literal["fan_out", "fan_in"]) -> tuple[nn.Module, nn.Module]:
-    linear = nn.Linear(inputs, outputs)
-    nn.init.kaiming_normal_(linear.weight, a=SLOPE, mode=init)
-    nn.init.zeros_(linear.bias)
-    return linear, nn.LeakyReLU(SLOPE)
 
 
 def _at(ends: tuple[float, ...], place: int) -> float:

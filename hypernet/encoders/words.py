@@ -17,7 +17,7 @@ from paramsmith.parts import encoders
 
 
 class Words(Params):
-    """The encoder `words`."""
+    """Options of the encoder `words`."""
 
     kind: Literal["deepsets", "bilstm", "setformer"] = Field("deepsets", description="how the words are put together")
     hidden: int = Field(128, ge=1, le=65536, description="width inside; of each direction of the LSTM")
@@ -123,7 +123,9 @@ def _each_word(dim: int, options: Words) -> nn.Module:
 def _transformer(dim: int, options: Words) -> nn.Module:
     hidden = options.hidden
     if hidden % options.heads:
-        raise InvalidInput(f"{options.heads} heads do not divide a width of {hidden}", "choose --hidden to fit")
+        raise InvalidInput(
+            f"{options.heads} heads do not divide a width of {hidden}", "give -p hidden=, a multiple of the heads"
+        )
     layer = nn.TransformerEncoderLayer(
         hidden, options.heads, 8 * hidden, options.dropout, "gelu", batch_first=True, norm_first=True
     )

@@ -10,42 +10,41 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from paramsmith.device import one_thread_an_operation
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.protocols import Episode, Task
+from paramsmith.hypernet.seeding import seeded
+from paramsmith.hypernet.training.tasks import drawn
 from paramsmith.params import Params
 
 from .finetune import Curves, Data, Schedule, finetune, split
 from .starts import Start, Trained, Weights, diversity, fresh, mean_of, nearest
 
 Tell = Callable[[str], None]
+Mark = Annotated[int, Field(ge=0, le=1_000_000)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Budget(Params):
     """How an evaluation is done."""
 
-    marks: tuple[int, ...] = Field(default=(0, 1, 5, 20, 100), min_length=1, description="steps whose scores are shown")
-    rates: tuple[float, ...] = Field(default=(1e-3, 3e-3, 1e-2, 3e-2), min_length=1, description="learning rates tried")
+    marks: tuple[Mark, ...] = Field(default=(0, 1, 5, 20, 100), min_length=1, description="steps shown")
+    rates: tuple[Rate, ...] = Field(default=(1e-3, 3e-3, 1e-2, 3e-2), min_length=1, description="learning rates tried")
     every: int = Field(default=5, gt=0, description="steps between two judgements")
-    threshold: float | None = Field(default=None, description="score to reach; None: what a random start ends with")
-    targets: int = Field(default=3, gt=0, description="test episodes")
-    seeds: int = Field(default=3, gt=0, description="draws of each start and of the data's order")
+    threshold: float | None = Field(
+        default=None, allow_inf_nan=False, description="score to reach; None: what a random start ends with"
+    )
+    targets: int = Field(default=3, gt=0, le=10_000, description="test episodes")
+    seeds: int = Field(default=3, gt=0, le=10_000, description="draws of each start and of the data's order")
     batch_size: int | None = Field(default=64, gt=0, description="rows a step; None: all")
-    zoo: int = Field(default=4, ge=0, description="networks trained for the starts `mean` and `nearest`")
-    seed: int = Field(default=0, ge=0, description="of all draws")
-
-    @model_validator(mode="after")
-    def _positive(self) -> Budget:
-        if any(rate <= 0 or not math.isfinite(rate) for rate in self.rates):
-            raise ValueError("a learning rate is a finite number above 0")
-        if min(self.marks) < 0:
-            raise ValueError("a mark is a number of steps, 0 or more")
-        return self
+    zoo: int = Field(default=4, ge=0, le=10_000, description="networks trained for the starts `mean` and `nearest`")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of all draws")
 
     @property
     def judged(self) -> tuple[int, ...]:
@@ -112,37 +111,50 @@ class Evaluation:
             ):
                 rival = max(others, key=value)
                 gap = value(row) - value(rival)
-                word = "better" if gap > 0 else "worse"
-                told.append((gap > 0, f"{row.name} is {abs(gap):.3g} {word} than {rival.name} {what}"))
+                told.append((gap > 0, f"{row.name} is {_beside(gap)} {rival.name} {what}"))
         return tuple(sentence for _, sentence in sorted(told, key=lambda pair: pair[0]))
 
 
 def _first(row: Row) -> float:
-    return row.curve[0][1]
+    return _known(row.curve[0][1])
 
 
 def _last(row: Row) -> float:
-    return row.curve[-1][1]
+    return _known(row.curve[-1][1])
 
 
 def _best(row: Row) -> float:
-    return row.best
+    return _known(row.best)
+
+
+def _known(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
+
+
+def _beside(gap: float) -> str:
+    if math.isnan(gap):  # neither has a score
+        return "not to be compared with"
+    return "as good as" if gap == 0 else f"{abs(gap):.3g} {'better' if gap > 0 else 'worse'} than"
 
 
 def evaluate(task: Task, arms: Sequence[Arm], budget: Budget | None = None, tell: Tell | None = None) -> Evaluation:
     """Train on from every arm and from the starts without a generator, on the same test episodes.
 
     The starts: `random`, `orthogonal`, and, of networks trained on episodes of training, `mean` (where all episodes
-    share an architecture) and `nearest`. Raises InvalidInput for a task whose test episodes lack data to train on.
+    share an architecture) and `nearest`. What a task or a module draws from torch's own generator is the same every
+    time. Raises InvalidInput for a task whose test episodes lack data to train on, or whose target an arm cannot make,
+    and Failed for one whose code raises.
     """
     budget = budget or Budget()
-    with one_thread_an_operation():  # side by side, these targets are small still
+    with one_thread_an_operation(), seeded(budget.seed):  # side by side, these targets are small still
         return _evaluated(task, arms, budget, tell)
 
 
 def _evaluated(task: Task, arms: Sequence[Arm], budget: Budget, tell: Tell | None) -> Evaluation:
-    episodes = [task.episode(_rng(budget.seed, 0, i), "test") for i in range(budget.targets)]
+    episodes = [drawn(task, _rng(budget.seed, 0, i), "test") for i in range(budget.targets)]
     data = [_data(episode, budget.seed) for episode in episodes]
+    for arm in arms:  # one that does not fit is told of before anything is trained
+        arm.start(episodes[0], 0)
     everyone = [Arm("random", fresh()), Arm("orthogonal", fresh("orthogonal"))]
     everyone += _trained_starts(task, episodes, budget) + list(arms)
     found: list[tuple[Arm, list[Curves], list[float | None]]] = []
@@ -160,7 +172,7 @@ def wrong_condition(asked: Start, task: Task, seed: int) -> Start:
     """The control of a conditional start: it is asked for another draw's condition of the same shapes."""
 
     def start(episode: Episode, number: int) -> Weights:
-        other = task.episode(_rng(seed, 1, number), "test").condition
+        other = drawn(task, _rng(seed, 1, number), "test").condition
         return asked(Episode(episode.target, other, episode.query, episode.support), number)
 
     return start
@@ -178,7 +190,7 @@ def _trained_starts(task: Task, episodes: Sequence[Episode], budget: Budget) -> 
         return []
     began, zoo = time.perf_counter(), []
     for i in range(budget.zoo):
-        episode = task.episode(_rng(budget.seed, 2, i), "zoo")
+        episode = drawn(task, _rng(budget.seed, 2, i), "zoo")
         zoo.append(_trained(task, episode, budget, i))
     seconds = time.perf_counter() - began
     arms = [Arm("nearest", nearest(zoo), seconds)]

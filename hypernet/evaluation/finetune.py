@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.protocols import Batch, Target, Task
+from paramsmith.errors import Failed, InvalidInput
+from paramsmith.hypernet.protocols import Batch, Run, Target, Task
+from paramsmith.hypernet.training.tasks import scalar
+from paramsmith.userfile import call_user
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
@@ -66,12 +70,7 @@ def finetune(
 @torch.no_grad()
 def scores(task: Task, target: Target, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """The score of each of (B, *shape) weights on one batch: (B,)."""
-
-    def one(held: dict[str, Tensor]) -> Tensor:
-        return task.score(lambda *inputs: target.call(held, *inputs), batch)
-
-    found: Tensor = torch.vmap(one, randomness="different")(dict(weights))
-    return found
+    return _measured(task.score, "score", target, weights, batch)
 
 
 def rows(batch: Batch, count: int | None, rng: torch.Generator) -> Batch:
@@ -107,13 +106,23 @@ def row_count(batch: Batch) -> int:
 
 def _gradients(task: Task, target: Target, weights: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     leaves = {name: w.detach().requires_grad_(True) for name, w in weights.items()}
-
-    def one(held: dict[str, Tensor]) -> Tensor:
-        return task.loss(lambda *inputs: target.call(held, *inputs), batch)
-
-    losses = torch.vmap(one, randomness="different")(leaves)  # (B,)
+    losses = _measured(task.loss, "loss", target, leaves, batch)  # (B,)
+    if not losses.requires_grad:
+        raise Failed("the task's loss does not depend on the weights", "make it of what `run` gives, with gradients on")
     slopes = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
     return {name: torch.zeros_like(w) if g is None else g for (name, w), g in zip(leaves.items(), slopes, strict=True)}
+
+
+def _measured(
+    measure: Callable[[Run, Batch], Tensor], what: str, target: Target, weights: Mapping[str, Tensor], batch: Batch
+) -> Tensor:
+    """What the task says of each of (B, *shape) weights: (B,). Failed where its code raises, or gives no number."""
+
+    def one(held: dict[str, Tensor]) -> Tensor:
+        return scalar(measure(partial(target.call, held), batch), what)
+
+    where = f"the task's {what}, run for several networks by torch.vmap,"
+    return cast(Tensor, call_user(torch.vmap(one, randomness="different"), where, dict(weights)))
 
 
 @torch.no_grad()

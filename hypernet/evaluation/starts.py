@@ -17,7 +17,7 @@ from paramsmith.params import validated
 from paramsmith.parts import bases
 
 if TYPE_CHECKING:
-    from paramsmith.hypernet.hypernetwork import Hypernetwork
+    from paramsmith.hypernet.model import WeightModel
 
 Weights: TypeAlias = Mapping[str, Tensor]
 Start: TypeAlias = Callable[[Episode, int], Weights]  # (an episode, a seed) -> weights by slot, no batch axis
@@ -42,13 +42,13 @@ def fresh(kind: str = "default") -> Start:
     return start
 
 
-def generated(hypernetwork: Hypernetwork) -> Start:
-    """What a hypernetwork makes for the episode's target and condition."""
+def generated(model: WeightModel) -> Start:
+    """What a model makes for the episode's target and condition."""
 
     @torch.no_grad()
     def start(episode: Episode, seed: int) -> Weights:
         condition = {name: tensor[None] for name, tensor in episode.condition.items()}
-        made = hypernetwork(condition, episode.target.spec, [seed])
+        made = model(condition, episode.target.spec, [seed])
         return {name: values[0] for name, values in made.items()}
 
     return start

@@ -9,6 +9,7 @@ from pydantic import Field
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.decoders.random import Kind
 from paramsmith.hypernet.objectives.tasks import Tasks
+from paramsmith.hypernet.parametrizations.slot_tensors import one_target
 from paramsmith.hypernet.protocols import Chosen, Design, Site
 from paramsmith.parts import generators
 
@@ -36,13 +37,11 @@ def doh(options: Doh, site: Site) -> Design:
 
     Gordon et al., 2024, D'OH, arXiv:2403.19163; intrinsic dimension, arXiv:1804.08838.
     """
-    if site.spec is None:
-        raise InvalidInput("doh is for one target, and none is given", "say which: --like")
-    numbers = sum(prod(slot.shape) for slot in site.spec.slots)
+    numbers = sum(prod(slot.shape) for slot in one_target(site, "generator 'doh'").slots)
     latents = options.latents or max(1, round(options.budget * numbers))
     if latents > MOST:
         fact = f"a budget of {options.budget:g} of {numbers:,} numbers is a code of {latents:,}; the most is {MOST:,}"
-        raise InvalidInput(fact, f"give --latents {MOST} or fewer")
+        raise InvalidInput(fact, f"give -p latents={MOST}, or fewer")
     std = 1 / sqrt(3)
     decoder = {"seed": options.seed, "kind": options.kind, "nonzeros": options.nonzeros, "latent_std": std}
     return Design(

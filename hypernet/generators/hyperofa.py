@@ -46,7 +46,7 @@ def hyperofa(options: HyperOFA, site: Site) -> Design:
     """
     if site.spec is None or "set" not in site.condition:
         raise InvalidInput(
-            "hyperofa learns from the embeddings of a model and word vectors", "--like SOURCE --words FILE"
+            "hyperofa learns from the embeddings of a model and word vectors", "give --like MODEL --words FILE"
         )
     paper = options.kind == "bilstm"
     hidden = options.hidden or (128 if not paper else 1600 if options.rank >= 400 else 800)

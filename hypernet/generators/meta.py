@@ -10,7 +10,7 @@ from paramsmith.params import Params
 from paramsmith.parts import generators
 
 
-class Meta(Params):
+class Maml(Params):
     """Options of `maml`."""
 
     lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="step size of the descent inside a task")
@@ -18,20 +18,20 @@ class Meta(Params):
     meta_batch: int = Field(4, ge=1, le=65_536, description="episodes a meta-step, side by side")
 
 
-class FirstOrder(Meta):
+class Fomaml(Maml):
     """Options of `fomaml`."""
 
     tail: int = Field(0, ge=0, description="judge by so many examples held out of the support, instead of the query")
 
 
-class Nearby(Meta):
+class Reptile(Maml):
     """Options of `reptile`."""
 
     steps: int = Field(10, ge=1, le=10_000, description="steps of that descent")
 
 
-@generators("maml", Meta, paper="arXiv:1703.03400")
-def maml(options: Meta, site: Site) -> Design:
+@generators("maml", Maml, paper="arXiv:1703.03400")
+def maml(options: Maml, site: Site) -> Design:
     """Weights that do well on a task after a few steps of gradient descent on a little of its data.
 
     theta minimises the mean over tasks of query(theta_k), k steps on the support away; second derivatives included.
@@ -41,8 +41,8 @@ def maml(options: Meta, site: Site) -> Design:
     return _learned(site, "maml", options)
 
 
-@generators("fomaml", FirstOrder, paper="arXiv:1703.03400")
-def fomaml(options: FirstOrder, site: Site) -> Design:
+@generators("fomaml", Fomaml, paper="arXiv:1703.03400")
+def fomaml(options: Fomaml, site: Site) -> Design:
     """MAML without second derivatives, for many steps or large targets; `tail` judges by held-out support.
 
     Finn et al., 2017, arXiv:1703.03400; the tail: Hendryx et al., 2019, arXiv:1912.06290.
@@ -50,8 +50,8 @@ def fomaml(options: FirstOrder, site: Site) -> Design:
     return _learned(site, "maml", options, first_order=True)
 
 
-@generators("reptile", Nearby, paper="arXiv:1803.02999")
-def reptile(options: Nearby, site: Site) -> Design:
+@generators("reptile", Reptile, paper="arXiv:1803.02999")
+def reptile(options: Reptile, site: Site) -> Design:
     """Weights in the middle of those that the tasks lead to: moved towards them, again and again. Needs no query.
 
     Nichol et al., 2018, arXiv:1803.02999.
@@ -59,7 +59,7 @@ def reptile(options: Nearby, site: Site) -> Design:
     return _learned(site, "reptile", options)
 
 
-def _learned(site: Site, objective: str, options: Meta, **further: object) -> Design:
+def _learned(site: Site, objective: str, options: Maml, **further: object) -> Design:
     one_target(site, f"generator {objective!r}")
     return Design(
         width=1,  # of a code that nothing reads

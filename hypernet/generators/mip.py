@@ -34,8 +34,8 @@ def mip(options: Mip, site: Site) -> Design:
 
     g is the condition, each coordinate brought to [0, 1]; theta0 is learned, begins as the target would, and the
     network h with its heads has biases of 0 and variances 2/outputs at first, each tensor's head by its own size. So
-    the size of the weights and of their gradients does not depend on that of the condition. With `--encoding raw`,
-    `--base zeros` and `--init fan_in` it is the plain hypernetwork, one option each to compare.
+    the size of the weights and of their gradients does not depend on that of the condition. With `encoding` raw,
+    `base` zeros and `init` fan_in it is the plain hypernetwork, one option each to compare.
 
     Ortiz et al., 2024, arXiv:2304.07645.
     """

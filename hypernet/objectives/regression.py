@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.hypernetwork import Hypernetwork
-from paramsmith.hypernet.training.zoo import Member, Zoo
+from paramsmith.hypernet.zoos.zoo import Member, Zoo
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 
-_HELD = 1 << 28  # numbers of a zoo that are kept in memory, 1 GB; others are read again at every step
-
 
 class Regression(Params):
-    """What one step is."""
+    """Options of the objective `regression`."""
 
     meta_batch: int = Field(8, ge=1, le=65_536, description="checkpoints a step")
     normalise: Literal["tensor", "none"] = Field("tensor", description="divide errors by the variance over the zoo")
@@ -44,8 +42,6 @@ class RegressionObjective:
             raise InvalidInput("the zoo has no checkpoints to train on", 'mark some with "split": "train"')
         for member in self.members:
             hypernetwork.target(member.spec)
-        self._held: dict[str, dict[str, Tensor]] = {}
-        self._kept = 0
         self._scales = self._variances() if options.normalise == "tensor" else {}
 
     def turns(self) -> Mapping[str, Iterable[nn.Parameter]]:
@@ -59,33 +55,25 @@ class RegressionObjective:
     def loss(self, step: int, rng: torch.Generator) -> Tensor:
         """The mean over one meta-batch, drawn without replacement."""
         chosen = torch.randperm(len(self.members), generator=rng)[: self.options.meta_batch].tolist()
-        groups: dict[str, list[Member]] = {}
-        for i in chosen:
-            groups.setdefault(self.members[i].spec.hash, []).append(self.members[i])
+        groups: dict[object, list[Member]] = {}
+        for member in (self.members[i] for i in chosen):
+            sizes = tuple(tensor.shape for tensor in member.condition.values())
+            groups.setdefault((member.spec.hash, sizes), []).append(member)
         return torch.stack([self._summed(group) for group in groups.values()]).sum() / len(chosen)
 
     def _summed(self, group: list[Member]) -> Tensor:
-        """The errors of checkpoints of one architecture, summed over them."""
+        """The errors of checkpoints of one architecture and one shape of condition, summed over them."""
         device, spec = next(self.hypernetwork.parameters()).device, group[0].spec
         names = group[0].condition
         condition = {name: torch.stack([m.condition[name] for m in group]).to(device) for name in names}
         made = self.hypernetwork(condition, spec, list(range(len(group))))  # (B or 1, *shape) each
-        wanted = [self._loaded(member) for member in group]
+        wanted = self.zoo.batch(group)
         errors = []
         for slot in spec.slots:
-            there = torch.stack([tensors[slot.name] for tensors in wanted]).to(device)  # (B, *shape)
+            there = wanted[slot.name].to(device)  # (B, *shape)
             scale = self._scales.get((slot.name, slot.shape), 1.0)
             errors.append((made[slot.name] - there).square().reshape(len(group), -1).mean(1) / scale)
         return torch.stack(errors).mean(0).sum()
-
-    def _loaded(self, member: Member) -> dict[str, Tensor]:
-        if member.label in self._held:
-            return self._held[member.label]
-        tensors = self.zoo.load(member)
-        self._kept += sum(tensor.numel() for tensor in tensors.values())
-        if self._kept <= _HELD:
-            self._held[member.label] = tensors
-        return tensors
 
     def _variances(self) -> dict[tuple[str, tuple[int, ...]], float]:
         """v_t of each tensor, by name and shape, from sums in fp64."""
@@ -93,7 +81,7 @@ class RegressionObjective:
         squares: dict[tuple[str, tuple[int, ...]], float] = {}
         counts: dict[tuple[str, tuple[int, ...]], int] = {}
         for member in self.members:
-            for name, tensor in self._loaded(member).items():
+            for name, tensor in self.zoo.load(member).items():
                 key, exact = (name, tuple(tensor.shape)), tensor.double()
                 sums[key] = sums[key] + exact if key in sums else exact
                 squares[key] = squares.get(key, 0.0) + float(exact.square().mean())

@@ -17,7 +17,7 @@ from paramsmith.parts import objectives
 
 
 class Reptile(Params):
-    """How one meta-step adapts."""
+    """Options of the objective `reptile`."""
 
     lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="step size of the descent inside a task")
     steps: int = Field(10, ge=1, le=10_000, description="steps of that descent")

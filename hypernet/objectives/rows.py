@@ -21,7 +21,7 @@ _POOL = 16  # batches whose sets are sorted by length together
 
 
 class Rows(Params):
-    """The objective `rows`."""
+    """Options of the objective `rows`."""
 
     contrast: float = Field(
         0.1, ge=0, le=1, description="share of the contrast in the loss; the rest is relative error"

@@ -42,7 +42,7 @@ class TunableTask(Task, Protocol):
 
 
 class SelfTuning(Params):
-    """How the two turns are taken."""
+    """Options of the objective `self_tuning`."""
 
     train_steps: int = Field(2, ge=1, description="steps of the weights in a row")
     val_steps: int = Field(1, ge=1, description="steps of the hyperparameters in a row, after them")

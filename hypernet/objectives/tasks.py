@@ -10,18 +10,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from paramsmith.errors import Failed
 from paramsmith.hypernet.hypernetwork import Hypernetwork
 from paramsmith.hypernet.protocols import Batch, Task
 from paramsmith.hypernet.training.adaptation import Gathered
 from paramsmith.hypernet.training.metabatch import MetaBatches
+from paramsmith.hypernet.training.tasks import scalar
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 from paramsmith.userfile import call_user
 
 
 class Tasks(Params):
-    """What one step is."""
+    """Options of the objective `tasks`."""
 
     meta_batch: int = Field(8, ge=1, le=65_536, description="episodes a step; those of one target run side by side")
     norm_penalty: float = Field(0.0, ge=0, allow_inf_nan=False, description="factor on the norms of what is generated")
@@ -59,11 +59,7 @@ def losses_of(task: Task, group: Gathered, weights: Mapping[str, Tensor], vmap: 
     """The loss of each episode, (B), with weights (B, *shape), or (1, *shape) that all of them share."""
 
     def one(held: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        loss = task.loss(partial(group.target.call, held), batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            told = f"a tensor of {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise Failed(f"the task's loss is {told}", "give the mean over the batch, a scalar")
-        return loss.reshape(())
+        return scalar(task.loss(partial(group.target.call, held), batch), "loss")
 
     own = {name for name, w in weights.items() if len(w) > 1}
 

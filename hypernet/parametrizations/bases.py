@@ -23,7 +23,7 @@ HELD = 1 << 27  # bytes that a bank remembers, so as not to draw them at every s
 
 
 class Placed(nn.Module):
-    """A part without parameters, which knows the device that it was moved to all the same."""
+    """A part without parameters, which still has to know the device that it was moved to."""
 
     here: Tensor
 
@@ -90,8 +90,8 @@ class BankBase(Placed):
     hypernetwork learns to add to a layer still fits when the layer grows.
 
     Numbers in names are layers; modulo `period` they leave a few tables that the layers take in turns: neighbours
-    differ, and a layer deeper than any seen in training begins as one that was. Step widths of 1 to 4 (as
-    `nn.Sequential` counts) run through all of 5.
+    differ, and a layer deeper than any seen in training begins as one that was. Layers that are numbered in steps
+    of 1 to 4, as in an `nn.Sequential`, still take all 5 tables in turns.
     """
 
     def __init__(self, options: Bank, site: Site) -> None:

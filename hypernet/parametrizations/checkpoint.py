@@ -9,12 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.checkpoint import Checkpoint
-from paramsmith.dtypes import torch_dtype
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.parametrizations.slot_tensors import SlotTensors, one_target
 from paramsmith.hypernet.protocols import Site
+from paramsmith.hypernet.stored import read_tensor
 from paramsmith.hypernet.targets.target import Slot
-from paramsmith.memory import as_bytes
 from paramsmith.params import Params
 from paramsmith.parts import bases
 
@@ -54,7 +53,7 @@ class CheckpointBase(nn.Module):
             shapes |= {alias: shapes[name] for alias, name in checkpoint.aliases.items() if name in shapes}
             held = self._held(shapes, options.path)
             checkpoint.fetch(held.values())
-            self._fill(held, lambda name: _read(checkpoint, name), options.path)
+            self._fill(held, lambda name: read_tensor(checkpoint, name), options.path)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights from a state dict; InvalidInput where that lacks a tensor, or one is not finite."""
@@ -85,12 +84,3 @@ class CheckpointBase(nn.Module):
                 fact = f"{printable(where)}: {printable(name)} holds a number that is not finite"
                 raise InvalidInput(fact, "no generator should begin with it")
             self.theta[slot].copy_(values)
-
-
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
-    info = checkpoint.info(name)
-    if info is None:
-        raise ValueError(f"{printable(name)} was there a moment ago")
-    values = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
-    checkpoint.read_into(name, 0, as_bytes(values))
-    return values

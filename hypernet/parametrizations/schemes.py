@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paramsmith.device import one_thread_an_operation
 from paramsmith.hypernet.seeding import Device, normal, uniform
+from paramsmith.hypernet.targets.rolenames import uniform_std
 from paramsmith.hypernet.targets.target import Slot
 
 Scheme = Literal["default", "orthogonal", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform"]
@@ -36,7 +37,7 @@ def spread(slot: Slot) -> float:
         return slot.std
     if slot.role in NORMS:
         return 0.0
-    return TABLES.get(slot.role) or 1 / math.sqrt(3 * max(1, slot.fan_in))
+    return TABLES.get(slot.role) or uniform_std(slot.fan_in)
 
 
 def drawn(slot: Slot, seed: int, key: str, scheme: Scheme = "default", device: Device = "cpu") -> Tensor:

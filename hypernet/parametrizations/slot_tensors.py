@@ -45,5 +45,6 @@ class SlotTensors(nn.Module):
 def one_target(site: Site, part: str) -> TargetSpec:
     """The target of a site; InvalidInput where there is none and the part is for one target only."""
     if site.spec is None:
-        raise InvalidInput(f"the {part} is for one target, and this generator makes any", "train it for one: --like")
+        hint = "train it on tasks, or on a zoo, whose networks all have the same tensors"
+        raise InvalidInput(f"the {part} is for one target, and none is given", hint)
     return site.spec

@@ -39,7 +39,7 @@ def capture(module: nn.Module, inputs: Inputs, spec: TargetSpec) -> Graph:
     for source, tracer in (("export", exported), ("fx", symbolic)):
         try:
             graph = contract(tracer(copied, faked, slot_of), shapes, "export" if source == "export" else "fx")
-        except Exception as problem:  # noqa: BLE001  # whatever the module's own code raises when it is traced
+        except (Exception, SystemExit) as problem:  # noqa: BLE001  # whatever the module's own code raises
             reasons.append(f"torch.{source} says: {_reason(problem)}")
             continue
         break
@@ -111,7 +111,7 @@ def _unallocated(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
         return module, inputs
 
 
-def _reason(problem: Exception) -> str:
+def _reason(problem: BaseException) -> str:
     """What an exception says, in one line, and which line of the target's code it came from."""
     said = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
     said = said.partition(". ")[0]  # the rest is advice

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from paramsmith.dtypes import DType, from_torch
 from paramsmith.errors import InvalidInput, printable
 
-from .rolenames import How, natural, traits_by_name
+from .rolenames import How, natural, said_deviation, traits_by_name
 from .roles import traits_of
 from .target import Buffer, Slot, TargetSpec, check_sizes
 
@@ -46,6 +45,8 @@ def spec_of(module: nn.Module, classes: int | None = None) -> TargetSpec:
     >>> [slot.role for slot in spec_of(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3))).slots]
     ['matrix', 'bias', 'norm_scale', 'norm_shift', 'head', 'bias']
     """
+    if not isinstance(module, nn.Module):
+        raise InvalidInput(f"{printable(module)} is no torch.nn.Module", "give the module itself, made")
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -118,6 +119,8 @@ def lacks_values(module: nn.Module) -> bool:
 
 
 def _shape(name: str, parameter: torch.Tensor) -> tuple[int, ...]:
+    if name == "__metadata__" or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise InvalidInput(f"{printable(name)}: is a name that no file of tensors can have", "give it another name")
     if is_lazy(parameter):
         fact = f"{printable(name)}: belongs to a lazy layer, which has no shape yet"
         raise InvalidInput(fact, "run the module once on an example")
@@ -163,5 +166,4 @@ def _order(name: str) -> tuple[object, ...]:
 
 
 def _deviation(checkpoint: Checkpoint) -> float | None:
-    said = checkpoint.config.text.get("initializer_range") if checkpoint.config else None
-    return float(said) if isinstance(said, int | float) and math.isfinite(said) and said > 0 else None
+    return said_deviation(checkpoint.config.text.get("initializer_range") if checkpoint.config else None)

@@ -1,4 +1,4 @@
-"""An input to follow a model of transformers or diffusers with, by what its forward takes and its config says."""
+"""Example inputs for a model of transformers or diffusers, from the signature of its forward and from its config."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.checkpoint import Checkpoint
-from paramsmith.dtypes import DTYPES, DType, parse_dtype, torch_dtype
+from paramsmith.dtypes import DTYPES, DType, parse_dtype
 from paramsmith.errors import Failed, GenerateWarning, InvalidInput, printable
+from paramsmith.hypernet.stored import read_tensor
 from paramsmith.inputs import place, read_json
 from paramsmith.model_config import MAX_CONFIG
 from paramsmith.userfile import call_user, named_function
@@ -59,7 +60,7 @@ class Like:
         kept = [buffer for buffer in self.spec.buffers if buffer.fill is None]
         if self.stored is not None and kept:
             with Checkpoint.open(self.stored) as checkpoint:
-                return {b.name: _read(checkpoint, b.name) for b in kept if checkpoint.info(b.name) is not None}
+                return {b.name: read_tensor(checkpoint, b.name) for b in kept if checkpoint.info(b.name) is not None}
         held = dict(self.target.module.named_buffers(remove_duplicate=False)) if self.target is not None else {}
         return {b.name: held[b.name] for b in kept if b.name in held and not held[b.name].is_meta}
 
@@ -227,13 +228,3 @@ def _said_dtype(raw: Mapping[str, object]) -> DType:
             if found.kind == "float":
                 return found
     return DTYPES["F32"]
-
-
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
-    info = checkpoint.info(name)
-    if info is None:
-        raise ValueError(f"{name} is no tensor of {checkpoint.label}")
-    held = bytearray(info.nbytes)
-    checkpoint.read_into(name, 0, memoryview(held))
-    dtype = torch_dtype(info.dtype)
-    return torch.frombuffer(held, dtype=dtype).reshape(info.shape) if held else torch.empty(info.shape, dtype=dtype)

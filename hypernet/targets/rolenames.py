@@ -76,9 +76,8 @@ def trait_by_name(name: str, shapes: Mapping[str, Shape]) -> Trait:
     layer, _, leaf = name.lower().rpartition(".")
     layer = layer.rpartition(".")[2]
     spoken = layer if leaf == "weight" else leaf
-    alone = (
-        f"{name.rpartition('.')[0]}.bias" not in shapes or leaf != "weight"
-    )  # what has a bias is looked up by nobody
+    # a table that is looked up in has no bias beside it
+    alone = f"{name.rpartition('.')[0]}.bias" not in shapes or leaf != "weight"
     if _POSITION.search(spoken) and alone and (leaf != "weight" or len(shape) == 2):
         return Trait("position", 1)
     if len(shape) < 2 or _is_norm(name, layer, shapes) or _is_gain(name, shapes):
@@ -108,7 +107,8 @@ def head_among(matrices: Mapping[str, Shape], classes: int | None, *, ordered: b
     """The matrix whose outputs are the classes, of weights in order; and how it was found.
 
     `classes`: the last with so many outputs; for 0 there is none. Without it, the last that is called head, classifier,
-    fc or the like, else, where the order is that of the data, the last of all. One of a row of equal blocks is none.
+    fc or the like, else, where the order is that of the data, the last of all. A layer that is repeated in equal
+    blocks is never taken for the head.
     """
     blocks = Counter(block for name in matrices for block in _blocks(name, matrices[name]))
     free = [name for name in matrices if all(blocks[block] == 1 for block in _blocks(name, matrices[name]))]
@@ -132,7 +132,8 @@ def as_head(head: str, traits: Mapping[str, Trait], shapes: Mapping[str, Shape])
     """The traits of the head's weight and of its bias, whose first axes are the classes. A kernel stays one."""
     weight = traits[head]
     made = {head: replace(weight, role="head" if weight.role == "matrix" else weight.role, class_axis=0)}
-    bias = head.rpartition(".")[0] + ".bias"
+    owner, dot, _ = head.rpartition(".")
+    bias = f"{owner}{dot}bias"  # of a layer that is the whole target there is no owner
     if bias in traits and shapes[bias] == shapes[head][:1]:
         made[bias] = replace(traits[bias], class_axis=0)
     return made
@@ -143,6 +144,11 @@ def drawn_with(trait: Trait, deviation: float | None) -> Trait:
     if deviation is None or trait.role.startswith("norm"):
         return trait
     return replace(trait, std=0.0 if trait.role == "bias" else deviation)
+
+
+def said_deviation(said: object) -> float | None:
+    """A config's `initializer_range` as a standard deviation; None where it is no finite number above 0."""
+    return float(said) if isinstance(said, int | float) and math.isfinite(said) and said > 0 else None
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

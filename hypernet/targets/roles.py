@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .rolenames import How, Shape, Trait, as_head, drawn_with, head_among, trait_by_name, uniform_std
+from .rolenames import How, Shape, Trait, as_head, drawn_with, head_among, said_deviation, trait_by_name, uniform_std
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -54,8 +54,7 @@ def traits_of(module: nn.Module, classes: int | None = None) -> Traits:
 
 def initializer_range(module: nn.Module) -> float | None:
     """The standard deviation that a module's `config` says its weights are drawn with; None where it says nothing."""
-    said = getattr(getattr(module, "config", None), "initializer_range", None)
-    return float(said) if isinstance(said, int | float) and math.isfinite(said) and said > 0 else None
+    return said_deviation(getattr(getattr(module, "config", None), "initializer_range", None))
 
 
 def _trait(name: str, owners: dict[str, nn.Module], shapes: dict[str, Shape]) -> Trait:
@@ -75,7 +74,7 @@ def _trait(name: str, owners: dict[str, nn.Module], shapes: dict[str, Shape]) ->
 
 
 def _of_tied(traits: list[Trait]) -> Trait:
-    """What is looked up anywhere counts as looked up, and is drawn as such."""
+    """The trait of a tied tensor: that of an embedding if it is one anywhere, else that of its first name."""
     return next((trait for trait in traits if trait.role == "embedding"), traits[0])
 
 

@@ -83,6 +83,11 @@ class TargetSpec:
             found.setdefault((slot.shape, slot.role, slot.class_axis), []).append(number)
         return tuple(map(tuple, found.values()))
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes its head tells apart; None where no layer is known to be its head."""
+        return next((slot.shape[slot.class_axis] for slot in self.slots if slot.class_axis is not None), None)
+
     def with_classes(self, classes: int) -> TargetSpec:
         """The same target for another number of classes. InvalidInput where it has no head that could have them."""
         if classes < 1:
@@ -98,6 +103,7 @@ class TargetSpec:
             return replace(slot, shape=tuple(shape))
 
         slots = tuple(map(resized, self.slots))
+        check_sizes({slot.name: slot.shape for slot in slots})
         return replace(self, slots=slots, graph=self.graph and _reshaped(self.graph, self.slots, slots))
 
 

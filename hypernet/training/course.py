@@ -21,11 +21,11 @@ PER_TURN = ("lr", "optimizer", "momentum", "weight_decay", "warmup", "schedule",
 class Course(Params):
     """How long, how fast, on what."""
 
-    steps: int = Field(1000, ge=1, description="steps, of all turns together")
-    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate, the highest of the schedule")
+    steps: int = Field(1000, ge=0, description="steps, of all turns together")
+    lr: float = Field(1e-3, gt=0, le=1e6, description="learning rate, the highest of the schedule")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimiser")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="pull of every parameter towards 0")
+    weight_decay: float = Field(0.0, ge=0, le=1e6, description="pull of every parameter towards 0")
     warmup: int = Field(0, ge=0, description="steps over which the learning rate grows from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="learning rate after the warm-up")
     clip: float | None = Field(

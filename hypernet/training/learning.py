@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from paramsmith import __version__
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.protocols import Design, Objective, Site
+from paramsmith.hypernet.protocols import Design, Objective, SamplerDesign, Site
+from paramsmith.hypernet.seeding import seeded
 from paramsmith.hypernet.writing.cards import README, generator_card
+from paramsmith.hypernet.zoos.zoo import Zoo
 from paramsmith.memory import StateDict, as_bytes
 from paramsmith.params import validated
 from paramsmith.parts import generators, objectives
@@ -30,7 +32,6 @@ from .course import Course
 from .loop import FitReport, fit
 from .metrics import FILE, Log
 from .tasks import is_task, site_of
-from .zoo import Zoo
 
 RESULT = "result.json"
 
@@ -49,7 +50,7 @@ class Trained:
     @property
     def parameters(self) -> int:
         """How many numbers the generator has."""
-        return sum(parameter.numel() for parameter in self.generator.hypernetwork.parameters())
+        return sum(parameter.numel() for parameter in self.generator.model.parameters())
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
@@ -84,9 +85,9 @@ def train(
     design = generator.design()
     chosen = validated(Course, {**design.course, **(course or {})}, "the course", "see: paramsmith train --help")
     objective = objective_for(design, generator, source)
-    hypernetwork: nn.Module = generator.hypernetwork
+    hypernetwork: nn.Module = generator.model
     key = _key(hypernetwork, design, chosen, source)
-    logs = path.with_name(f"{path.name}.logs")
+    logs = path.parent / f"{path.name}.logs"
     run = partial(fit, hypernetwork, objective, chosen, progress=progress, log=log, logs=logs)
     if int(os.environ.get("RANK", "0")):  # torchrun's: the first process alone has to do with the output
         report = run()
@@ -107,7 +108,7 @@ def site_for(source: object) -> Site:
     raise InvalidInput(f"{type(source).__name__} is nothing to learn from", "give a task or a Zoo")
 
 
-def objective_for(design: Design, generator: Generator, source: object) -> Objective:
+def objective_for(design: Design | SamplerDesign, generator: Generator, source: object) -> Objective:
     """What a design minimises, for a generator and what it learns from; on a zoo, regression in place of a task's."""
     if not design.objective.name:
         name = generator.preset[0] if generator.preset else "it"
@@ -117,11 +118,11 @@ def objective_for(design: Design, generator: Generator, source: object) -> Objec
         named, options = "regression", {name: options[name] for name in ("meta_batch",) if name in options}
     part = objectives.find(named)
     chosen = validated(part.params, options, f"the objective {part.name}", "its options come from the preset")
-    made: Objective = part.make(chosen, generator.hypernetwork, source)
+    made: Objective = part.make(chosen, generator.model, source)
     return made
 
 
-def _key(hypernetwork: nn.Module, design: Design, course: Course, source: object) -> str:
+def _key(hypernetwork: nn.Module, design: Design | SamplerDesign, course: Course, source: object) -> str:
     """What tells one training from another: what it begins with, how it goes on, and what it sees."""
     begun = weights_digest(StateDict(hypernetwork.state_dict(), "the generator"))
     goal = [design.objective.name, dict(design.objective.options)]
@@ -138,8 +139,9 @@ def source_digest(source: object) -> str:
     for file in sorted(_code_files(source)):
         digest.update(file.read_bytes())
     rng = torch.Generator().manual_seed(1)
-    for _ in range(3):
-        episode = source.episode(rng, "train")  # type: ignore[attr-defined]
+    with seeded(0):  # for what a task draws from torch's own generator
+        episodes = [source.episode(rng, "train") for _ in range(3)]  # type: ignore[attr-defined]
+    for episode in episodes:
         digest.update(episode.target.spec.hash.encode())
         for part in (episode.condition, episode.query, episode.support):
             for name, tensor in sorted(part.items()):
@@ -166,7 +168,7 @@ def _code_files(task: object) -> set[Path]:
 
 
 def _finished(generator: Generator, report: FitReport) -> Generator:
-    return Generator(generator.hypernetwork, seconds=report.seconds)
+    return Generator.of(generator.model, report.seconds)
 
 
 def _save(keeper: Resumable, name: str, generator: Generator, report: FitReport, objective: Objective) -> None:

@@ -1,10 +1,6 @@
 """The training loop, the only one: whatever the objective, the same steps, savings, averages and metrics.
 
-An objective (see protocols.py) may also have
-
-    optimisers() -> {turn: {field: value}}      what a turn has other than the course: lr, optimizer, clip, ...
-    told() -> {name: number}                    more numbers for a line of metrics
-    state() -> {name: tensor}, restore(held)    what it changes itself, besides parameters
+What an objective is, and what it may have besides, is in protocols.py.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from paramsmith.device import threads_an_operation
-from paramsmith.errors import Failed
+from paramsmith.errors import Failed, InvalidInput
 from paramsmith.hypernet.protocols import Objective
 from paramsmith.progress import Progress
 from paramsmith.resumable import Resumable
@@ -67,7 +63,7 @@ class FitReport:
 
     def to_json(self) -> dict[str, object]:
         """Plain data; the loss is that of the last step."""
-        told: dict[str, object] = {"steps": self.steps, "loss": self.losses[-1], "skipped": len(self.bad)}
+        told: dict[str, object] = {"steps": self.steps, "loss": self.losses[-1] if self.losses else None, "skipped": len(self.bad)}
         return {**told, "seconds": self.seconds, "steps_per_second": self.rate, "warnings": list(self.warnings)}
 
 
@@ -114,6 +110,8 @@ class _Run:
         self.objective, self.course, self.accelerator, self.keeper = objective, course, accelerator, keeper
         self.hypernetwork = hypernetwork.to(accelerator.device)
         turns = make_turns(objective, course)
+        if turns and not course.steps:
+            raise InvalidInput("there is something to train, and no step to do it in", "give --steps 1 or more")
         for parameter in (p for turn in turns.values() for p in turn.parameters):
             parameter.data = parameter.data.to(accelerator.device)
         self.state = State(self.hypernetwork, objective, turns, accelerator)
@@ -149,6 +147,9 @@ class _Run:
             self._save_if_due()
         self.hypernetwork.eval()
         self.state.keep_averages()
+        finish = getattr(self.objective, "finish", None)
+        if callable(finish):
+            finish()
         seconds = time.perf_counter() - started
         rate = (course.steps - first) / seconds if course.steps > first else 0.0
         counts = self.counts
@@ -200,7 +201,7 @@ class _Run:
         counts.in_a_row = 0 if good else counts.in_a_row + 1
         if not good:
             counts.bad.append(counts.step)
-        if counts.in_a_row >= self.course.max_bad:
+        if counts.in_a_row >= min(self.course.max_bad, self.course.steps):
             which = f"{counts.in_a_row} steps in a row, up to step {counts.step + 1}"
             raise Failed(
                 f"the loss or its gradient was not finite in {which}",

@@ -18,7 +18,10 @@ from .tasks import is_task
 
 
 class MetaBatches(ABC):
-    """The mean over one meta-batch a step; it has one turn. A subclass gives the sum over episodes of one target."""
+    """The mean over one meta-batch a step; it has one turn. A subclass gives the sum over episodes of one target.
+
+    `name` is that of the objective, for messages. InvalidInput for a source that is no task.
+    """
 
     name: ClassVar[str]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paramsmith.errors import InvalidInput, printable
+from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.hypernet.protocols import Batch, Condition, Episode, Run, Site, Target, Task
 from paramsmith.hypernet.seeding import seeded
 from paramsmith.userfile import call_user, named_function
@@ -86,6 +86,9 @@ class Classification:
     def __post_init__(self) -> None:
         """InvalidInput for examples and labels that do not belong together."""
         for x, y, which in ((self.x, self.y, "training"), (self.x_test, self.y_test, "test")):
+            other = next((type(each).__name__ for each in (x, y) if not isinstance(each, Tensor)), None)
+            if other is not None:
+                raise InvalidInput(f"examples or labels for {which} are {other}", "give tensors: torch.as_tensor(x)")
             if len(x) != len(y) or not len(x):
                 fact = f"there are {len(x):,} examples and {len(y):,} labels for {which}"
                 raise InvalidInput(fact, "give a label an example, and at least one of them")
@@ -159,17 +162,36 @@ def check_episode(found: object, where: str) -> None:
         raise InvalidInput(f"{printable(where)}: the query of an episode is empty", "give it a batch to learn from")
 
 
+def drawn(task: Task, rng: torch.Generator, split: str = TRAIN) -> Episode:
+    """An episode, looked at. Failed where the task raises, InvalidInput where it gives something else."""
+    episode = call_user(task.episode, "the task", rng, split)
+    check_episode(episode, "the task")
+    return cast(Episode, episode)
+
+
+def scalar(found: object, what: str) -> Tensor:
+    """What a task's loss or score gave for one network, (). Failed where that is not one number."""
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        told = f"a tensor of {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise Failed(f"the task's {what} is {told}", "give the mean over the batch, a scalar")
+    return found.reshape(())
+
+
 def site_of(task: Task) -> Site:
     """What is always the same in the task's episodes: the target, or None where it varies, and the condition's shapes.
 
     A size that varies is 0. It is told from a few draws. Of a task with hyperparameters, they are the condition.
     """
-    rng = torch.Generator().manual_seed(0)
-    first = _drawn(task, rng)
+    with seeded(0):  # for what a task draws from torch's own generator
+        return _site(task, torch.Generator().manual_seed(0))
+
+
+def _site(task: Task, rng: torch.Generator) -> Site:
+    first = drawn(task, rng)
     shapes = {name: tuple(tensor.shape) for name, tensor in first.condition.items()}
     same = True
     for _ in range(_LOOKED_AT - 1):
-        episode = _drawn(task, rng)
+        episode = drawn(task, rng)
         if set(episode.condition) != set(shapes):
             told = " and ".join(", ".join(sorted(found)) or "nothing" for found in (shapes, episode.condition))
             fact = f"the conditions of the task's episodes differ: {printable(told)}"
@@ -183,12 +205,6 @@ def site_of(task: Task) -> Site:
     if isinstance(tuned, Mapping) and not shapes:
         shapes = {"vector": (len(tuned),)}
     return Site(0, first.target.spec if same else None, shapes)
-
-
-def _drawn(task: Task, rng: torch.Generator) -> Episode:
-    episode = call_user(task.episode, "the task", rng, TRAIN)
-    check_episode(episode, "the task")
-    return cast(Episode, episode)
 
 
 def _in_common(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from paramsmith.device import parse_bytes
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.writing.output import check_apart
-from paramsmith.hypernet.writing.provenance import NAME, Generation, Origin, described, planned_outputs
+from paramsmith.hypernet.writing.provenance import NAME, Generation, Origin, described, planned_outputs, recorded
 from paramsmith.hypernet.writing.sources import Source, source_of
 from paramsmith.hypernet.writing.stream import SHARD_SIZE
 from paramsmith.progress import Progress
@@ -267,7 +267,8 @@ def _write(
             files = beside(model.checkpoint.config, model.checkpoint.folder, expansion.rows, target)
             for name, path in files.copies.items():
                 writer.add_copy(path, name)
-            whole = asked.model_copy(update={"outputs": {**planned_outputs(layout), **described(files.data)}})
+            outputs = {**planned_outputs(layout), **described(files.data), **recorded(files.copies)}
+            whole = asked.model_copy(update={"outputs": outputs})
             for name, data in {**files.data, NAME: whole.to_bytes()}.items():
                 writer.add_file(name, data)
         writer.publish()

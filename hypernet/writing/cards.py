@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from paramsmith.markdown import code, fenced, front_matter, paper_link, prose, table
-from paramsmith.parts import Part, Parts, bases, decoders, encoders, generators, scales
+from paramsmith.parts import Part, Parts, generators
 from paramsmith.seal import sealed
 
 if TYPE_CHECKING:
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from .stream import Outline
 
 README = "README.md"
-_KINDS = (("encoder", encoders), ("decoder", decoders), ("base", bases), ("scale", scales))
+_NAMED = 6  # tensors that a card names
 
 
 def generator_card(generator: Generator, name: str) -> bytes:
     """README.md of a saved generator."""
-    hypernetwork, preset = generator.hypernetwork, generator.preset
-    tags = ["paramsmith", "hypernetwork", "weight-generation", *([preset[0]] if preset else [])]
-    count = sum(parameter.numel() for parameter in hypernetwork.parameters())
+    model, preset = generator.model, generator.preset
+    tags = ["paramsmith", "weight-generation", *([preset[0]] if preset else [])]
+    count = sum(parameter.numel() for parameter in model.parameters())
     sections = [
         f"# {code(name)}",
         f"A generator of neural network weights{_by(preset[0] if preset else None)}, made with paramsmith.",
         *_described(preset[0] if preset else None),
         f"It has {count:,} parameters.",
         "## Parts",
-        _parts(hypernetwork.config),
+        _parts(generator),
         "## What it makes",
         _target(generator),
         "## Use",
@@ -66,6 +66,57 @@ def checkpoint_card(generation: Generation, outline: Outline, name: str) -> byte
     return _card(fields, sections)
 
 
+def onto_card(generation: Generation, changed: Sequence[str], tensors: int, name: str) -> bytes:
+    """README.md of a base with something generated in it."""
+    origin, base = generation.generator, generation.base
+    what = "replaced by" if generation.form == "head" else "changed by"
+    some = _some(changed)
+    sections = [
+        f"# {code(name)}",
+        f"{_shown(base) if base else 'A model'}, with {len(changed):,} of its {tensors:,} tensors {what} what was "
+        f"generated{_by(origin.preset)} with paramsmith: {some}. The others are as they were.",
+        *_told(generation),
+    ]
+    return _card(_fields(generation), sections)
+
+
+def adapter_card(generation: Generation, modules: Sequence[str], name: str) -> bytes:
+    """README.md of a generated adapter."""
+    origin, base = generation.generator, generation.base
+    meant = f" for {_shown(base)}" if base else ""
+    some = _some(modules)
+    sections = [
+        f"# {code(name)}",
+        f"A low rank adapter{meant}, generated{_by(origin.preset)} with paramsmith, in PEFT's format. It changes "
+        f"{some}.",
+        *_told(generation),
+    ]
+    return _card({**_fields(generation), "library_name": "peft"}, sections)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(code, names[:_NAMED])) + more
+
+
+def _fields(generation: Generation) -> dict[str, str | Sequence[str]]:
+    base = generation.base
+    fields: dict[str, str | Sequence[str]] = {"tags": ["paramsmith", "generated-weights"]}
+    return {**fields, "base_model": base.repo} if base and base.repo else fields
+
+
+def _told(generation: Generation) -> list[str]:
+    origin = generation.generator
+    return [
+        *_described(origin.preset),
+        "## Generated from",
+        _asked(generation),
+        "generation.json has the hashes of the generator, of the base and of the files here. The same generator, asked "
+        "for the same, makes the same bytes.",
+        *_options((origin.preset, origin.options) if origin.preset else None),
+    ]
+
+
 def _card(fields: Mapping[str, str | Sequence[str]], sections: Sequence[str]) -> bytes:
     body = "\n\n".join(sections)
     return sealed(f"{front_matter(fields)}\n{body}\n")
@@ -85,12 +136,12 @@ def _sentence(part: Part) -> str:
     return f"{code(part.name)}: {prose(part.doc.partition(chr(10))[0])}{paper}"
 
 
-def _parts(config: Mapping[str, object]) -> str:
+def _parts(generator: Generator) -> str:
     rows = []
-    for kind, registry in _KINDS:
-        chosen = config[kind]
+    for role, registry in generator.kind.parts.items():
+        chosen = generator.model.config[role]
         if isinstance(chosen, Mapping):
-            rows.append([kind, code(chosen["name"]), _options_text(chosen.get("options")), _doc(registry, chosen)])
+            rows.append([role, code(chosen["name"]), _options_text(chosen.get("options")), _doc(registry, chosen)])
     return table(["", "part", "options", ""], rows)
 
 
@@ -104,7 +155,7 @@ def _options_text(options: object) -> str:
 
 
 def _target(generator: Generator) -> str:
-    spec = generator.hypernetwork.spec
+    spec = generator.model.spec
     if spec is None:
         made = "Weights for any architecture that its parts can make."
     else:
@@ -117,7 +168,7 @@ def _target(generator: Generator) -> str:
 
 
 def _flags(generator: Generator) -> str:
-    like = "" if generator.hypernetwork.spec else " --like CONFIG"
+    like = "" if generator.model.spec else " --like CONFIG"
     return like + "".join(f" --task {name}=..." for name in generator.shapes if name.isidentifier())
 
 

@@ -118,7 +118,13 @@ def _from_json(path: Path, name: str, value: object) -> Tensor:
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dim() > MAX_DIMENSIONS or not bool(torch.isfinite(tensor).all()):
+    if not isinstance(tensor, Tensor):
+        raise InvalidInput(f"the condition {printable(name)} is {type(tensor).__name__}", "give torch.tensor(...)")
+    if tensor.dim() > MAX_DIMENSIONS or tensor.is_complex():
+        fact = f"the condition {printable(name)} is {str(tensor.dtype).removeprefix('torch.')} of {tensor.dim()} axes"
+        raise InvalidInput(fact, f"give real numbers, of at most {MAX_DIMENSIONS} axes")
+    short = tensor.is_floating_point() and tensor.itemsize == 1  # which torch.isfinite does not know
+    if not bool(torch.isfinite(tensor.float() if short else tensor).all()):
         raise InvalidInput(f"the condition {printable(name)} holds a value that is not finite", "give finite numbers")
     return tensor
 
@@ -147,7 +153,8 @@ def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         return tensor
     if tensor.dim() == 1 and 0 not in shape and tensor.numel() == torch.Size(shape).numel():
         return tensor.view(1, *shape)
-    fact = f"the condition {printable(name)} has the shape {_text(tensor.shape)}, expected {_text(shape)}"
+    found = "x".join(map(str, tensor.shape)) or "a number"
+    fact = f"the condition {printable(name)} has the shape {found}, expected {_text(shape)}"
     raise InvalidInput(fact, "a further axis in front makes it several conditions")
 
 

@@ -7,117 +7,33 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from paramsmith.device import pick_device, pick_threads, resident_memory
 from paramsmith.dtypes import parse_dtype
 from paramsmith.errors import GenerateWarning, InvalidInput, Refused, printable
 from paramsmith.hub import Reference
-from paramsmith.hypernet.generator import Generator, count_samples
-from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import place
 from paramsmith.lineage import local_names
 from paramsmith.progress import Progress
 
-from .conditions import batched, one_of
+from .conditions import batched
+from .forms import form_of
+from .job import Job, Named, Outlook, Report, Request
 from .output import Sample, Written, check_apart, write_sample
-from .provenance import Generation, asked
-from .sources import Source, source_of
+from .provenance import Form
+from .samples import count_samples
+from .sources import source_of
 from .stream import Outline, working_memory
+
+__all__ = ["Job", "Named", "Outlook", "Report", "Request", "generate", "outlook", "prepare", "run", "told"]
 
 if TYPE_CHECKING:
     from paramsmith.hypernet.targets.like import Like
-
-Named: TypeAlias = "str | os.PathLike[str] | Generator | Hypernetwork"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a generator, and how it is to be stored; see `generate`."""
-
-    like: str | os.PathLike[str] | TargetSpec | None = None
-    condition: Condition = field(default_factory=dict)
-    n: int = 1
-    seed: int = 0
-    classes: int | None = None
-    dtype: str | None = None
-    shard_size: str | int | None = None
-    threads: int | None = None
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was generated."""
-
-    samples: tuple[Written, ...]
-    seconds: float
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(sample.nbytes for sample in self.samples)
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a generation will write and take, found without generating anything. Sizes in bytes."""
-
-    samples: int
-    tensors: int
-    parameters: int
-    bytes_written: int
-    files: tuple[str, ...]
-    peak_memory: int
-    threads: int
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Job:
-    """A generation ready to run: everything was found right. `target`: what the architecture is called."""
-
-    source: Source
-    outline: Outline
-    condition: Condition
-    count: int
-    seed: int
-    threads: int
-    target: str
-    classes: int | None = None
-    dtype: str | None = None
-    folder: Path | None = None
-    shard_size: str | int | None = None
-    warnings: tuple[str, ...] = ()
-
-    def sample(self, index: int, path: Path) -> Sample:
-        """One of its samples."""
-        hypernetwork = self.source.generator.hypernetwork
-        own = one_of(self.condition, index)
-        told = asked(
-            self.outline.spec,
-            own,
-            target=self.target,
-            seed=self.seed,
-            index=index,
-            classes=self.classes,
-            dtype=self.dtype,
-        )
-        device = hypernetwork.device
-        generation = Generation(generator=self.source.origin, asked=told, device=device.type)
-        moved = {name: tensor.to(device) for name, tensor in own.items()}
-        return Sample(hypernetwork, self.outline, moved, generation, path, self.folder, self.shard_size)
-
-    def samples(self, output: Path) -> list[Sample]:
-        """All of them: one at the output itself, several in numbered folders there."""
-        if self.count == 1:
-            return [self.sample(0, output)]
-        return [self.sample(index, output / str(index)) for index in range(self.count)]
 
 
 def generate(
@@ -133,6 +49,9 @@ def generate(
     shard_size: str | int | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    base: str | os.PathLike[str] | None = None,
+    form: Form = "checkpoint",
+    alpha: float | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -142,8 +61,11 @@ def generate(
     which architecture it is for: a config, a checkpoint, `file.py:function`, or a spec. A condition with a leading axis
     of B makes B samples; several are OUT/0, OUT/1 and so on. Sample i is the same whatever n is. Same arguments, same
     bytes, whatever `threads` is; a run that was killed is gone on with. Raises InvalidInput, Refused or Failed.
+
+    `form`: a "checkpoint" of what is generated; the `base` with a generated "head", or with generated differences
+    added to it, "delta"; or an "adapter" for it, as PEFT has them, with `alpha` (see `forms`).
     """
-    request = Request(like, condition or {}, n, seed, classes, dtype, shard_size, threads, device)
+    request = Request(like, condition or {}, n, seed, classes, dtype, shard_size, threads, device, base, form, alpha)
     return run(generator, Path(output), request, force=force, progress=progress)
 
 
@@ -152,12 +74,13 @@ def run(
 ) -> Report:
     """Write what a generator makes for a request."""
     started, job = time.perf_counter(), prepare(generator, request)
-    check_apart(output, [p for p in (_path(request.like), job.folder) if p], _path(generator))
-    samples = job.samples(output)
-    made = _folder_of_several(output, samples) if job.count > 1 else False
-    tell = _Tally(sum(sample.layout.nbytes for sample in samples), progress).add
+    inputs = (_path(request.like), job.folder, _path(request.base))
+    check_apart(output, [path for path in inputs if path], _path(generator))
+    nbytes = next(job.samples(output)).layout.nbytes
+    made = _folder_of_several(output, job.count) if job.count > 1 else False
+    tell = _Tally(job.count * nbytes, progress).add
     try:
-        written = tuple(_written(sample, job, force, tell) for sample in samples)
+        written = tuple(_written(sample, job, force, tell) for sample in job.samples(output))
     finally:
         if made and not any(output.iterdir()):
             output.rmdir()
@@ -166,15 +89,15 @@ def run(
 
 def outlook(job: Job, output: Path) -> Outlook:
     """What running a job will write and take."""
-    layouts = [sample.layout for sample in job.samples(output)]
-    tensors = job.outline.tensors
+    first = next(job.samples(output))  # the others differ in what their metadata tells
+    layout, tensors = first.layout, first.stored
     return Outlook(
         samples=job.count,
         tensors=len(tensors),
         parameters=sum(tensor.count for tensor in tensors),
-        bytes_written=sum(layout.nbytes for layout in layouts),
-        files=tuple(file.name for file in layouts[0].files),
-        peak_memory=resident_memory() + working_memory(job.outline.spec, job.threads),
+        bytes_written=job.count * layout.nbytes,
+        files=tuple(file.name for file in layout.files),
+        peak_memory=resident_memory() + working_memory(job.outline.spec, job.threads) + first.held,
         threads=job.threads,
         warnings=told(job),
     )
@@ -182,7 +105,7 @@ def outlook(job: Job, output: Path) -> Outlook:
 
 def told(job: Job) -> tuple[str, ...]:
     """The warnings about what is generated."""
-    if not job.outline.left_out:
+    if not job.outline.left_out or job.form is not None:
         return job.warnings
     first, *others = job.outline.left_out
     more = f" and {len(others)} more" if others else ""
@@ -200,6 +123,7 @@ def prepare(generator: Named, request: Request) -> Job:
     wanted = source.generator.target(spec, None if opened else request.classes)
     held, many = batched(request.condition, source.generator.shapes)
     source.generator.to(place_of)
+    form = form_of(request, wanted, chosen)
     return Job(
         source=source,
         outline=Outline(wanted, chosen, opened.own() if opened else None),
@@ -213,6 +137,7 @@ def prepare(generator: Named, request: Request) -> Job:
         folder=opened.folder if opened else None,
         shard_size=request.shard_size,
         warnings=warned,
+        form=form,
     )
 
 
@@ -230,7 +155,7 @@ def _opened(request: Request, generator: Generator) -> tuple[Like | None, tuple[
     from paramsmith.hypernet.targets.like import open_like
 
     # an encoder that looks at its target before it begins may go by the graph; for others it is not captured
-    graph = callable(getattr(generator.hypernetwork.encoder, "check", None))
+    graph = callable(getattr(generator.model.encoder, "check", None))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", GenerateWarning)
         opened = open_like(os.fspath(request.like), classes=request.classes, capture=graph)
@@ -252,12 +177,10 @@ def _written(sample: Sample, job: Job, force: bool, tell: Callable[[int], None])
     return write_sample(sample, job.threads, force, tell)
 
 
-def _folder_of_several(target: Path, samples: list[Sample]) -> bool:
+def _folder_of_several(target: Path, count: int) -> bool:
     """Make the folder; whether it was missing. Refused where it holds anything but samples of this run."""
     if target.suffix == ".safetensors":
-        raise InvalidInput(
-            f"{place(target)}: is one file, and {len(samples)} samples are made", "name a folder: -o OUT"
-        )
+        raise InvalidInput(f"{place(target)}: is one file, and {count} samples are made", "name a folder: -o OUT")
     if not os.path.lexists(target):
         try:
             target.mkdir()
@@ -266,12 +189,12 @@ def _folder_of_several(target: Path, samples: list[Sample]) -> bool:
             raise Refused(f"{place(target)}: cannot be made: {reason}", "create the folder it lies in first") from None
         return True
     if not target.is_dir():
-        raise Refused(f"{place(target)} is a file, and {len(samples)} samples go into a folder", "choose another name")
-    mine = {sample.path.name for sample in samples}
+        raise Refused(f"{place(target)} is a file, and {count} samples go into a folder", "choose another name")
+    mine = {str(index) for index in range(count)}
     known = {*mine, *(f".{name}.partial" for name in mine), *(f".{name}.replaced" for name in mine)}
     for entry in sorted(os.listdir(target)):
         if entry not in known:
-            fact = f"{place(target / entry)} is in the way: {place(target)} is to hold {len(samples)} samples"
+            fact = f"{place(target / entry)} is in the way: {place(target)} is to hold {count} samples"
             raise Refused(fact, "choose another output, or remove it yourself")
     return False
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from paramsmith.companions import companions, output_config
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.header import TensorSpec
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.inputs import place
 from paramsmith.model_config import ModelConfig
@@ -18,9 +19,9 @@ from paramsmith.shards import Layout
 from paramsmith.staging import Writer
 
 from .cards import README, checkpoint_card
-from .provenance import NAME, Generation, check_outputs, described, planned_outputs, read_generation
+from .provenance import NAME, Generation, check_outputs, described, planned_outputs, read_generation, recorded
 from .samples import sample_seed
-from .stream import Outline, fill
+from .stream import Decodes, Outline, fill
 
 CONFIG = "config.json"
 
@@ -43,7 +44,7 @@ class Sample:
     `generation` is what will be told of it, but for the files.
     """
 
-    hypernetwork: Hypernetwork
+    model: Decodes
     outline: Outline
     condition: Condition
     generation: Generation
@@ -58,7 +59,26 @@ class Sample:
         said = {"generator": self.generation.generator.id, "spec": asked.spec, "condition": asked.condition}
         said |= {"seed": str(asked.seed), "index": str(asked.index)}
         metadata = {f"paramsmith.{key}": value for key, value in said.items() if value is not None}
+        return self.planned(metadata)
+
+    def planned(self, metadata: Mapping[str, str]) -> Layout:
+        """The files, with these words in them."""
         return self.outline.layout(self.path, self.shard_size, metadata)
+
+    @property
+    def stored(self) -> Sequence[TensorSpec]:
+        """The tensors that are written."""
+        return self.outline.tensors
+
+    @property
+    def held(self) -> int:
+        """About how many bytes are in memory until it is written, beside the chunks in flight."""
+        return 0
+
+    @property
+    def key(self) -> str:
+        """What tells this output from any other, for going on with it."""
+        return self.generation.key
 
     @property
     def seed(self) -> int:
@@ -66,16 +86,34 @@ class Sample:
         return sample_seed(self.generation.asked.seed, self.generation.asked.index)
 
     @cached_property
+    def copies(self) -> dict[str, Path]:
+        """The files that are copied, by name: tokenizer and the like."""
+        found = [] if self.folder is None else companions(self.folder)
+        return {path.relative_to(self.folder or path).as_posix(): path for path in found}
+
+    @cached_property
     def beside(self) -> dict[str, bytes]:
         """What is written beside the tensors: config, card, and what the sample was made from."""
         if self.path.suffix == ".safetensors":
             return {}
-        config = self._config()
-        files = {CONFIG: config} if config is not None else {}
-        outputs = {**planned_outputs(self.layout), **described(files)}
+        files = self.described()
+        outputs = {**planned_outputs(self.layout), **described(files), **recorded(self.copies)}
         whole = self.generation.model_copy(update={"outputs": outputs})
-        card = checkpoint_card(whole, self.outline, self.path.absolute().name)
-        return {**files, README: card, NAME: whole.to_bytes()}
+        return {**files, README: self.card(whole), NAME: whole.to_bytes()}
+
+    def card(self, whole: Generation) -> bytes:
+        """README.md."""
+        return checkpoint_card(whole, self.outline, self.path.absolute().name)
+
+    def described(self) -> dict[str, bytes]:
+        """What says how it is to be loaded."""
+        config = self._config()
+        return {CONFIG: config} if config is not None else {}
+
+    def fill(self, writer: Writer, threads: int, tell: Callable[[int], None]) -> None:
+        """Generate and write all of its tensors."""
+        number = self.generation.asked.index
+        fill(writer, self.model, self.outline, self.condition, self.seed, number, threads, tell)
 
     def is_done(self) -> bool:
         """Whether an earlier run has published just this: the same generation, and files as it tells of."""
@@ -107,13 +145,12 @@ def write_sample(sample: Sample, threads: int, force: bool, tell: Callable[[int]
     """
     layout, index = sample.layout, sample.generation.asked.index
     files = tuple(file.name for file in layout.files)
-    with Writer(sample.path, layout, sample.generation.key, force=force) as writer:
+    with Writer(sample.path, layout, sample.key, force=force) as writer:
         resumed = writer.resumed_bytes
-        fill(writer, sample.hypernetwork, sample.outline, sample.condition, sample.seed, threads, tell)
+        sample.fill(writer, threads, tell)
         if sample.beside:
-            if sample.folder is not None:
-                for path in companions(sample.folder):
-                    writer.add_copy(path, path.relative_to(sample.folder).as_posix())
+            for name, path in sample.copies.items():
+                writer.add_copy(path, name)
             for name, data in sample.beside.items():
                 writer.add_file(name, data)
         writer.publish()
@@ -122,9 +159,9 @@ def write_sample(sample: Sample, threads: int, force: bool, tell: Callable[[int]
 
 def check_apart(path: Path, inputs: Sequence[Path], generator: Path | None = None) -> None:
     """InvalidInput where an input would lie in the output, or the output in the generator, wherever links lead."""
-    mine = path.resolve()
+    mine = Path(os.path.realpath(path))  # unlike Path.resolve, also of a link that leads to itself
     for each in (*inputs, *([generator] if generator else [])):
-        home = each.resolve()
+        home = Path(os.path.realpath(each))
         if mine == home or mine in home.parents or (each is generator and home in mine.parents):
             fact = f"{place(path)}: the output and the input {place(each)} overlap"
             raise InvalidInput(fact, "choose an output of its own")

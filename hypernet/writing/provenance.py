@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from paramsmith import __version__
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hashing import sha256_of
-from paramsmith.hypernet.artifact import FILES, Artifact
-from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.artifact import Artifact
+from paramsmith.hypernet.model import WeightModel
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import open_regular, place, read_json
@@ -34,6 +34,7 @@ NAME = "generation.json"
 _MAX_BYTES = 20_000_000
 
 Plain = Annotated[dict[str, object], AfterValidator(shallow)]
+Form: TypeAlias = Literal["checkpoint", "head", "adapter", "delta"]
 
 
 class _Record(BaseModel):
@@ -78,7 +79,11 @@ class Asked(_Record):
 
 
 class Generation(_Record):
-    """generation.json."""
+    """generation.json.
+
+    `form`: what was made of the sample, and `base` of which model. `made` tells how one network came of several: by
+    selection, say; None for a sample as it was drawn.
+    """
 
     format: Literal[1] = 1
     paramsmith: str = Field(default=__version__, max_length=100)
@@ -86,6 +91,9 @@ class Generation(_Record):
     device: str = Field(default="cpu", max_length=100)
     generator: Origin
     asked: Asked
+    form: Form = "checkpoint"
+    base: Origin | None = None
+    made: Plain | None = None
     outputs: Files = Field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
@@ -100,7 +108,7 @@ class Generation(_Record):
 
 def saved_origin(found: Artifact, progress: Progress | None = None) -> Origin:
     """A generator that lies on the disk: the hashes of its files."""
-    paths = {name: found.folder / name for name in FILES}
+    paths = {name: found.folder / name for name in found.files}
     hashed = sha256_of([path for name, path in paths.items() if name not in found.sha256], progress)
     files = {
         name: FileRecord(size=path.stat().st_size, sha256=found.sha256.get(name) or hashed[path])
@@ -117,11 +125,11 @@ def saved_origin(found: Artifact, progress: Progress | None = None) -> Origin:
     )
 
 
-def held_origin(hypernetwork: Hypernetwork) -> Origin:
+def held_origin(model: WeightModel) -> Origin:
     """A generator in memory: one hash of its config and its tensors."""
-    config = {key: value for key, value in hypernetwork.config.items() if not key.startswith("_")}
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(hypernetwork.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(as_bytes(tensor.detach().cpu().contiguous()))
     preset = config.get("preset") or {}
@@ -168,6 +176,11 @@ def planned_outputs(layout: Layout) -> dict[str, FileRecord]:
 def described(data: Mapping[str, bytes]) -> dict[str, FileRecord]:
     """Small files that are written beside the tensors."""
     return {name: FileRecord(size=len(held), sha256=hashlib.sha256(held).hexdigest()) for name, held in data.items()}
+
+
+def recorded(copies: Mapping[str, Path]) -> dict[str, FileRecord]:
+    """Files that are copied beside the tensors, which may be large: their sizes, until they are hashed."""
+    return {name: FileRecord(size=path.stat().st_size) for name, path in copies.items()}
 
 
 def read_generation(folder: Path) -> Generation:

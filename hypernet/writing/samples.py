@@ -12,7 +12,7 @@ from torch import Tensor
 from paramsmith.device import one_thread_an_operation
 from paramsmith.dtypes import DTYPES, DType, torch_dtype
 from paramsmith.errors import Failed, InvalidInput, printable
-from paramsmith.hypernet.hypernetwork import CHUNK, Hypernetwork, chunks
+from paramsmith.hypernet.model import CHUNK, WeightModel, chunks
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
 
@@ -23,8 +23,19 @@ def sample_seed(seed: int, index: int) -> int:
     >>> sample_seed(0, 0) == sample_seed(0, 1)
     False
     """
+    if not 0 <= seed < 2**63:
+        raise InvalidInput(f"the seed {seed} is out of range", "give a number from 0 to 2**63 - 1")
     state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)
     return int(state[0]) >> 1  # torch takes what fits into a signed number
+
+
+def count_samples(n: int, conditions: int) -> int:
+    """How many samples are made. InvalidInput for many of each of several conditions."""
+    if n < 1:
+        raise InvalidInput(f"{n} samples are none", "give 1 or more")
+    if n > 1 and conditions > 1:
+        raise InvalidInput(f"{conditions} conditions make a sample each, and {n} are asked for", "leave -n out")
+    return max(n, conditions)
 
 
 def stored_dtype(slot: Slot | Buffer, dtype: DType | None) -> DType:
@@ -65,19 +76,19 @@ def filled(buffer: Buffer, dtype: DType | None) -> Tensor | None:
 
 
 def state_dicts(
-    hypernetwork: Hypernetwork, spec: TargetSpec, condition: Condition, seeds: list[int], dtype: DType | None
+    model: WeightModel, spec: TargetSpec, condition: Condition, seeds: list[int], dtype: DType | None, first: int = 0
 ) -> list[dict[str, Tensor]]:
     """A state dict a seed, all of one condition (leading axis 1): tied tensors under all their names, buffers filled.
 
-    The base alone depends on the seed, so that one decoding serves several; every sample has the bytes it would have
-    by itself.
+    Of a hypernetwork the base alone depends on the seed, so that one decoding serves several. Every sample has the
+    bytes it would have by itself; `first` is the number of the first.
     """
     made: list[dict[str, Tensor]] = [{} for _ in seeds]
     most = max(1, CHUNK // max(1, max((numbers(spec, group) for group in chunks(spec)), default=1)))
     with one_thread_an_operation():
         for start in range(0, len(seeds), most):
             chosen = range(start, min(start + most, len(seeds)))
-            for slot, values in hypernetwork.stream(condition, spec, [seeds[i] for i in chosen]):
+            for slot, values in model.stream(condition, spec, [seeds[i] for i in chosen], first + start):
                 for place, i in enumerate(chosen):
                     # a base that no seed changes leaves one tensor for all
                     own = values[place if len(values) > 1 else 0]

@@ -10,7 +10,7 @@ from paramsmith.errors import InvalidInput, printable
 from paramsmith.hub import Reference
 from paramsmith.hypernet.artifact import open_artifact
 from paramsmith.hypernet.generator import Generator
-from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.model import WeightModel
 from paramsmith.hypernet.protocols import Design, Site
 from paramsmith.params import validated
 from paramsmith.parts import Part, generators
@@ -28,7 +28,7 @@ class Source:
 
 
 def source_of(
-    named: str | os.PathLike[str] | Generator | Hypernetwork,
+    named: str | os.PathLike[str] | Generator | WeightModel,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Source:
@@ -36,14 +36,14 @@ def source_of(
 
     InvalidInput for anything else, and for a preset that has to be trained.
     """
-    if isinstance(named, Hypernetwork):
-        named = Generator(named)
+    if isinstance(named, WeightModel):
+        named = Generator.of(named)
     if isinstance(named, Generator):
-        return Source(named, held_origin(named.hypernetwork))
+        return Source(named, held_origin(named.model))
     text = os.fspath(named)
     if not os.path.lexists(text) and Reference.parse(text) is None:
         made = _untrained(text, seed)
-        return Source(made, held_origin(made.hypernetwork))
+        return Source(made, held_origin(made.model))
     found = open_artifact(text, progress)
     origin = saved_origin(found)
     return Source(Generator.from_pretrained(found.folder), origin)
@@ -62,7 +62,7 @@ def _untrained(name: str, seed: int) -> Generator:
 
 
 def _needs_no_training(part: Part) -> bool:
-    """Whether nothing has to be said to build it, neither a target nor an option, and no objective stands in it."""
+    """Whether it can be built without a target and without options, and has no objective."""
     try:
         design: Design = part.make(validated(part.params, {}, part.name), Site(0))
     except InvalidInput:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from paramsmith.device import one_thread_an_operation, parse_bytes
 from paramsmith.dtypes import DType, torch_dtype
 from paramsmith.errors import InvalidInput
 from paramsmith.header import TensorSpec
-from paramsmith.hypernet.hypernetwork import CHUNK, Hypernetwork, chunks
+from paramsmith.hypernet.model import CHUNK, chunks
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.memory import as_bytes
@@ -108,12 +109,30 @@ class Outline:
         return plan_files(self.tensors, parse_bytes(shard_size or SHARD_SIZE), single, {**self.aliases, **metadata})
 
 
+class Decodes(Protocol):
+    """What tensors come from: a `WeightModel`, or tensors that are there already."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def codes(self, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0) -> Tensor:
+        """As `WeightModel.codes`."""
+        ...
+
+    def decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
+        """As `WeightModel.decoded`."""
+        ...
+
+
 def fill(
     writer: Writer,
-    hypernetwork: Hypernetwork,
+    model: Decodes,
     outline: Outline,
     condition: Condition,
     seed: int,
+    index: int,
     threads: int,
     tell: Callable[[int], None],
 ) -> None:
@@ -123,7 +142,7 @@ def fill(
     """
     spec, sizes = outline.spec, {tensor.name: tensor.nbytes for tensor in outline.tensors}
     with one_thread_an_operation(), torch.no_grad():
-        codes = hypernetwork.encoder(condition, spec)
+        codes = model.codes(condition, spec, [seed], index)
     if codes.is_cuda:  # each worker has a stream of its own
         torch.cuda.synchronize(codes.device)
     largest = sorted(chunks(spec), key=lambda group: -numbers(spec, group))
@@ -142,11 +161,11 @@ def fill(
             return
         # a part may keep what it makes for later, when gradients are wanted
         with room.of(numbers(spec, group)), torch.inference_mode(False), torch.no_grad():
-            values = hypernetwork.decoded(codes, group, spec, [seed])  # (1, S, *shape)
+            values = model.decoded(codes, group, spec, [seed])  # (1, S, *shape)
             for i, name, made in zip(group, names, values[0].unbind(0), strict=True):
                 put(name, finished(spec.slots[i], made, stored_dtype(spec.slots[i], outline.dtype)))
 
-    run_workers(largest, work, threads, hypernetwork.device)
+    run_workers(largest, work, threads, model.device)
     for name, values in outline.buffers.items():
         put(name, values)
 

@@ -40,6 +40,53 @@ def without():
     global broken
     broken = True
     return task()
+
+def measured(loss, score=None):
+    judge = score and (lambda run, batch: score(run(batch["x"])))
+    return FunctionTask(draw, lambda run, batch: loss(run(batch["x"])), judge)
+
+def raises():
+    return measured(lambda y: 1 / 0)
+
+def exits():
+    return measured(lambda y: exit(0))
+
+def text():
+    return measured(lambda y: "low")
+
+def free():
+    return measured(lambda y: torch.zeros(()), lambda y: y.mean())
+
+def many_scores():
+    return measured(lambda y: y.square().mean(), lambda y: y)
+
+def nan():
+    return measured(lambda y: y.square().mean() * float("nan"))
+
+def late():
+    def drawn(rng, split):
+        return draw(rng, split) if split == "train" else 5
+    return FunctionTask(drawn, task().measure)
+
+def other():
+    net = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
+    return FunctionTask(lambda rng, split: Episode(Target.of(net), *draw_parts(rng)), task().measure)
+
+def draw_parts(rng):
+    found = draw(rng, "test")
+    return found.condition, found.query, found.support
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 5 else self.b(x)
+
+def branches():
+    Target.of(Branches(), torch.zeros(1, 1))
+    return task()
 """
 QUICK = ["--steps", "0,4", "--rates", "0.03", "--targets", "1", "--seeds", "2", "--zoo", "1"]
 
@@ -90,7 +137,16 @@ def test_without_a_generator_the_others_are_compared(here: Path) -> None:
         (["--tasks", "tasks.py"], "'tasks.py' is no task"),
         (["--tasks", "{here}/tasks.py:without"], "no support to train on"),
         (["--tasks", "{here}/tasks.py:task", "--rates", "fast"], "'fast' is no list of numbers"),
-        (["--tasks", "{here}/tasks.py:task", "--rates", "-1"], "a learning rate is a finite number above 0"),
+        (["--tasks", "{here}/tasks.py:task", "--rates", "-1"], "rates: Input should be greater than 0, found -1.0"),
+        (["--tasks", "{here}/tasks.py:task", "--rates", "1e300"], "rates: Input should be less than"),
+        (["--tasks", "{here}/tasks.py:task", "--threshold", "nan"], "threshold: Input should be a finite number"),
+        (["--tasks", "{here}/tasks.py:task", "--steps", "1000000000000"], "marks: Input should be less than"),
+        (["--tasks", "{here}/tasks.py:task", "--seed", str(2**64)], "seed: Input should be less than"),
+        (["--tasks", "{here}/tasks.py:task", "-o", "{here}/tasks.py", "--force"], "tasks.py is an input"),
+        (["--tasks", "{here}/tasks.py:task", "{here}/gen", "-o", "{here}/gen/x"], "lies in the input"),
+        (["--tasks", "{here}/tasks.py:task", "-o", "{here}", "--force"], "is a folder"),
+        (["--tasks", "{here}/tasks.py:task", "-o", "{here}/x.svg", "--plot", "{here}/x.svg"], "go to the same file"),
+        (["--tasks", "{here}/tasks.py:late"], "an episode of the task is int"),
         (["--tasks", "{here}/tasks.py:task", "--plot", "{here}/x.jpg"], "is no .jpg"),
         (["--tasks", "{here}/tasks.py:task", "-o", "{here}/tasks.py"], "exists already"),
         (["--tasks", "{here}/tasks.py:task", "-o", "{here}/no/where"], "is not an existing folder"),
@@ -101,3 +157,43 @@ def test_refused(here: Path, words: list[str], told: str) -> None:
     before = sorted(path.name for path in here.iterdir())
     failed(run(*QUICK, *(word.format(here=here) for word in words)), 2, told)
     assert sorted(path.name for path in here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("raises", "the task's loss, run for several networks by torch.vmap, raised ZeroDivisionError"),
+        ("exits", "the task's loss, run for several networks by torch.vmap, raised SystemExit: 0"),
+        ("text", "the task's loss is str"),
+        ("free", "the task's loss does not depend on the weights"),
+        ("many_scores", "the task's score is a tensor of [8, 1]"),
+    ],
+)
+def test_code_of_the_task_that_fails(here: Path, task: str, told: str) -> None:
+    failed(run("--tasks", here / f"tasks.py:{task}", *QUICK, "-q"), 1, told)
+
+
+def test_scores_that_are_not_finite(here: Path) -> None:
+    done = run(here / "gen", "--tasks", here / "tasks.py:nan", *QUICK, "-q", "-o", here / "nan.json")
+    assert done.code == 0, done.err
+    assert "gen is not to be compared with random at step 0" in done.out
+    assert json.loads((here / "nan.json").read_text())["starts"][0]["best"] is None
+
+
+def test_a_generator_of_another_target_is_told_of_at_once(here: Path) -> None:
+    done = run(here / "gen", "--tasks", here / "tasks.py:other", *QUICK)
+    failed(done, 2, "made for another target")
+    assert "training on from" not in done.err
+
+
+def test_generators_of_the_same_name_are_told_apart(here: Path) -> None:
+    done = run(here / "gen", here / "gen", "--tasks", here / "tasks.py:task", *QUICK, "-q")
+    assert done.code == 0, done.err
+    assert "gen-2, asked wrong" in done.out
+
+
+def test_what_is_said_of_a_target(here: Path) -> None:
+    done = run("--tasks", here / "tasks.py:branches", *QUICK, "-q")
+    assert done.code == 0, done.err
+    assert done.err.startswith("warning: the graph of Branches is a chain of its tensors")
+    assert done.err.count("\n") == 1

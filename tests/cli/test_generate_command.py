@@ -108,6 +108,9 @@ class TestTask:
             (["vector=1,x", "level=1"], "its values are no numbers", "name=0.3,0.7"),
             (["vector=1,nan", "level=1"], "holds a value that is not finite", "finite"),
             (["vector", "level=1"], "'vector' is no condition", "name=0.3,0.7"),
+            (["short.safetensors", "vector=1,2"], "level holds a value that is not finite", "finite"),
+            (["complex.safetensors", "vector=1,2"], "level is complex64 of 0 axes", "real numbers"),
+            (["empty.json", "level=1"], "has the shape 0, expected 2", "several conditions"),
             (["vector=1,2", "vector=1,2", "level=1"], "gives 'vector' twice", "once"),
             (["ragged.json"], "ragged.json: vector is no number", "for example"),
             (["deep.json"], "nested too deeply", ""),
@@ -121,6 +124,9 @@ class TestTask:
         Path("ragged.json").write_text('{"vector": [[1], [1, 2]], "level": 1}')
         Path("deep.json").write_text('{"vector": ' + "[" * 100_000)
         Path("list.json").write_text("[1]")
+        Path("empty.json").write_text('{"vector": []}')
+        save_file({"level": torch.tensor(torch.nan).to(torch.float8_e4m3fn)}, "short.safetensors")
+        save_file({"level": torch.tensor(1j)}, "complex.safetensors")
         Path("level.json").write_text('{"level": [1, 2]}')
         Path("pickle.safetensors").write_bytes(b"\x80\x04" + b"x" * 100)
         before = listing(tmp_path)
@@ -179,11 +185,15 @@ class TestRefused:
             (["-o", "gen"], "overlap", 2),
             (["-o", "taken"], "already exists", 3),
             (["-o", "out", "--device", "tpu"], "no device", 2),
+            (["-o", "circle"], "circle is a symbolic link", 3),
+            (["-o", "circle/out"], "is not an existing folder", 2),
+            (["-o", "out", "--like", f"{'x' * 5000}.py:net"], "does not exist", 2),
         ],
     )
     def test_with_a_sentence(self, gen: str, words: list[str], fact: str, code: int) -> None:
         Path("taken").mkdir()
         Path("taken/config.json").write_text("{}")
+        Path("circle").symlink_to("circle")
         done = invoke(gen, "--task", "vector=1,2", "--task", "level=1", *words)
         assert (done.exit_code, Path("out").exists()) == (code, False)
         assert fact in done.stderr

@@ -18,8 +18,8 @@ from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.training.course import Course
 from paramsmith.hypernet.training.learning import train
 from paramsmith.hypernet.training.tasks import load_task
-from paramsmith.hypernet.training.zoo import Zoo
 from paramsmith.hypernet.vocabulary.train import train_hyperofa
+from paramsmith.hypernet.zoos.zoo import Zoo
 from tests.hypernet import new_vocabulary
 from tests.merge.folders import Done, assert_clean, contents, failed, leftovers, start
 
@@ -320,6 +320,14 @@ WRONG = {
     "a wrong value": (2, ["mip", "--tasks", "TASKS:number", "-p", "hidden=x", "-o", "OUT"], "hidden"),
     "no steps": (2, ["mip", "--tasks", "TASKS:number", "--steps", 0, "-o", "OUT"], "steps"),
     "no number": (2, ["mip", "--tasks", "TASKS:number", "--lr", "fast", "-o", "OUT"], "--lr"),
+    "too large a rate": (
+        2,
+        ["mip", "--tasks", "TASKS:number", "--lr", "1e300", "-o", "OUT"],
+        "lr: Input should be less",
+    ),
+    "an empty list": (2, ["mip", "--tasks", "TASKS:number", "-p", "hidden=0", "-o", "OUT"], "equal to 1, found 0"),
+    "this folder": (3, ["mip", "--tasks", "TASKS:number", "--steps", 1, "-o", "HERE/."], "already exists"),
+    "no step taken": (1, ["maml", "--tasks", "TASKS:nan", "--steps", 2, "-o", "OUT"], "not finite in 2 steps in a row"),
     "no such schedule": (2, ["mip", "--tasks", "TASKS:number", "--schedule", "sine", "-o", "OUT"], "--schedule"),
     "no such device": (2, ["mip", "--tasks", "TASKS:number", "--device", "tpu", "-o", "OUT"], "no device is called"),
     "no such tracker": (2, ["mip", "--tasks", "TASKS:number", "--tracker", "x", "-o", "OUT"], "no tracker is called"),

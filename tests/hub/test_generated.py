@@ -12,13 +12,16 @@ from click.testing import CliRunner, Result
 
 from paramsmith.cli.app import cli
 from paramsmith.errors import Failed, InvalidInput, Refused
-from paramsmith.hypernet.artifact import FILES, INDEX, TENSORS, open_artifact
+from paramsmith.hypernet.artifact import INDEX, files_of, open_artifact
 from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet.kinds import HYPERNETWORK
 from paramsmith.hypernet.writing.generation import generate
 from tests.hub.hubstub import HubStub
 from tests.hypernet.conftest import stub_parts  # noqa: F401 - a fixture
 from tests.hypernet.stubparts import small_spec
 from tests.shared.staged import listing
+
+TENSORS, FILES = HYPERNETWORK.tensors, files_of(HYPERNETWORK)
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.usefixtures("stub_parts")]
 

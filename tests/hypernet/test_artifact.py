@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from paramsmith.cli.app import cli
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.artifact import CONFIG, FILES, INDEX, TENSORS, open_artifact
+from paramsmith.hypernet.artifact import INDEX, files_of, open_artifact
 from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet.kinds import HYPERNETWORK
 from paramsmith.hypernet.targets.specfile import spec_to_json
 from tests.hypernet.stubparts import small_spec
 from tests.shared.staged import listing
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.usefixtures("st
 
 Change = Callable[[Path], None]
 ROWS = "decoder.rows"
+CONFIG, TENSORS, FILES = HYPERNETWORK.config, HYPERNETWORK.tensors, files_of(HYPERNETWORK)
 
 
 @pytest.fixture
@@ -127,8 +129,8 @@ HOSTILE: dict[str, tuple[Change, str, str]] = {
     "a module beside": (edited(INDEX, hypernetwork=["evil_module", "Hypernetwork"]), INDEX, "evil_module"),
     "another class of ours": (edited(INDEX, hypernetwork=[f"{Generator.__module__}", "Generator"]), INDEX, "Generator"),
     "one component more": (edited(INDEX, scheduler=["diffusers", "DDIMScheduler"]), INDEX, "component scheduler"),
-    "no component": (edited(INDEX, hypernetwork=None), INDEX, "component hypernetwork is missing"),
-    "a component of null": (edited(INDEX, hypernetwork=[None, None]), INDEX, "None.None"),
+    "no component": (edited(INDEX, hypernetwork=None), INDEX, "no model where one is expected"),
+    "a component of null": (edited(INDEX, hypernetwork=[None, None]), INDEX, "there is no model"),
     "another format": (edited(INDEX, format=7, paramsmith="9.9"), INDEX, "by paramsmith 9.9 in format 7"),
     "format in words": (edited(INDEX, format="1"), INDEX, "format"),
     "a key that nobody knows": (edited(INDEX, custom_pipeline="x"), INDEX, "no key custom_pipeline"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -363,6 +364,16 @@ def test_control_flow_over_data_gives_a_chain_and_says_why(capfd: pytest.Capture
     assert graph == chain(spec_of(module))
     assert graph.source == "chain"
     assert capfd.readouterr() == ("", "")
+
+
+def leaves(m: Runs, x: Tensor) -> Tensor:
+    sys.exit(7)
+
+
+def test_a_network_that_exits_gives_a_chain_too() -> None:
+    module = Runs(leaves, a=nn.Linear(4, 4))
+    with pytest.warns(GenerateWarning, match="chain of its tensors"):
+        assert capture(module, (torch.zeros(2, 4),), spec_of(module)).source == "chain"
 
 
 def test_where_export_fails_fx_gives_layers(capfd: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,30 @@ def test_a_bad_start_is_told_first() -> None:
     assert "worse" in found.verdicts()[0]
 
 
+def test_verdicts_on_equal_scores_and_on_none() -> None:
+    def told(mine: float, other: float) -> tuple[str, ...]:
+        curves = [((0, score, 0.0), (5, score, 0.0)) for score in (mine, other)]
+        arms = (("gen", True, curves[0], mine), ("random", False, curves[1], other))
+        rows = tuple(Row(n, made, False, 0.1, c, best, None, 0.0, None, 0.0) for n, made, c, best in arms)
+        return Evaluation(rows, replace_budget(marks=(0, 5)), 0.0).verdicts()
+
+    assert told(0.5, 0.5)[0] == "gen is as good as random at step 0"
+    assert told(math.nan, math.nan)[0] == "gen is not to be compared with random at step 0"
+    assert told(0.5, math.nan)[0] == "gen is inf better than random at step 0"
+
+
+def test_what_a_task_draws_from_the_global_generator_is_the_same_every_time() -> None:
+    class Careless(Regression):
+        def episode(self, rng: torch.Generator, split: str = "train") -> Episode:
+            return super().episode(torch.Generator().manual_seed(int(torch.randint(99, ()))), split)
+
+    budget, state = replace_budget(zoo=0, marks=(0, 1), rates=(0.1,), seeds=1), torch.random.get_rng_state()
+    first = evaluate(Careless(), [], budget)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    assert evaluate(Careless(), [], budget).rows[0] == first.rows[0]
+
+
 def replace_budget(**more: Any) -> Budget:
     return Budget(**{**QUICK.model_dump(), **more})
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput, Refused
-from paramsmith.hypernet.artifact import FILES, INDEX
+from paramsmith.hypernet.artifact import INDEX, files_of
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.hypernetwork import Hypernetwork
+from paramsmith.hypernet.kinds import HYPERNETWORK, SAMPLER
 from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.hypernet.writing.generation import Request, generate, prepare
 from paramsmith.hypernet.writing.output import write_sample
+from paramsmith.hypernet.zoos.writing import ZooWriter
+from paramsmith.hypernet.zoos.zoo import Entry, Zoo
 from paramsmith.parts import generators
 from paramsmith.seal import ours
 from tests.hypernet.stubparts import small_spec
@@ -29,6 +33,7 @@ from tests.shared.staged import ROOT, listing
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.usefixtures("stub_parts")]
 
 ASKED = {"vector": torch.tensor([0.3, 0.7])}
+FILES = files_of(HYPERNETWORK)
 
 
 def made(**options: object) -> Generator:
@@ -67,6 +72,7 @@ class TestFolder:
             "format": 1,
             "hypernetwork": ["paramsmith.hypernet.hypernetwork", "Hypernetwork"],
             "paramsmith": __import__("paramsmith").__version__,
+            "sampler": [None, None],
             "seconds": None,
         }
         assert f"{Generator.__module__}.{Generator.__name__}" == "paramsmith.hypernet.generator.Generator"
@@ -235,6 +241,11 @@ class TestSample:
         assert len(three) == 3
         alone = generator.sample({"vector": asked[:1]}, seed=3, like=small_spec())
         assert same(alone[0], three[0])
+        with pytest.raises(InvalidInput, match="the condition vector is list"):
+            generator.sample({"vector": [1.0]}, like=small_spec())
+        for seed in (-1, 2**63):
+            with pytest.raises(InvalidInput, match=f"the seed {seed} is out of range"):
+                generator.sample({"vector": asked[0]}, seed=seed, like=small_spec())
         with pytest.raises(InvalidInput, match="3 conditions make a sample each"):
             generator.sample({"vector": asked}, 2, like=small_spec())
 
@@ -283,6 +294,7 @@ SITES = [
     {},
     {"vector": (2,)},
     {"set": (5, 4)},
+    {"classes": (3, 5, 6)},
 ]
 
 
@@ -290,10 +302,13 @@ SITES = [
 def test_every_preset_can_be_saved_loaded_and_written(name: str, tmp_path: Path) -> None:
     """Whatever its parts are: the check of its files finds them right, and the bytes are as before."""
     generator, spec = any_of(name)
+    shapes = {name: [size or 3 for size in shape] for name, shape in generator.shapes.items()}  # 0 is any number
+    if generator.kind is SAMPLER and not dict(generator.design().course)["steps"]:  # it is computed from a zoo
+        generator.fit(zoo_of(spec, shapes, tmp_path / "zoo"))
     generator.save_pretrained(tmp_path / "gen")
     back = Generator.from_pretrained(tmp_path / "gen")
-    assert same(generator.hypernetwork.state_dict(), back.hypernetwork.state_dict())
-    asked = {name: torch.rand(3, *shape, generator=torch.Generator()) for name, shape in back.shapes.items()}
+    assert same(generator.model.state_dict(), back.model.state_dict())
+    asked = {name: torch.rand(3, *shape, generator=torch.Generator()) for name, shape in shapes.items()}
     first, again = (g.sample(asked, seed=1, like=spec) for g in (generator, back))
     assert digest(first) == digest(again)
     if asked:  # the last of three is the same with no others beside it
@@ -307,12 +322,23 @@ def test_every_preset_can_be_saved_loaded_and_written(name: str, tmp_path: Path)
     assert all(torch.equal(stored[name], last[name]) for name in stored)
 
 
+def zoo_of(spec: TargetSpec, shapes: Mapping[str, Sequence[int]], folder: Path) -> Zoo:
+    """Some networks of a target, and as many conditions."""
+    rng = torch.Generator().manual_seed(0)
+    networks = {slot.name: torch.randn(12, *slot.shape, generator=rng) for slot in spec.slots}
+    conditions = [{name: torch.rand(*shape, generator=rng) for name, shape in shapes.items()} for _ in range(12)]
+    with ZooWriter(folder) as writer:
+        writer.add(spec, networks, [Entry(path="?", task=i) for i in range(12)], conditions)
+        return Zoo.open(writer.publish())
+
+
 def any_of(name: str) -> tuple[Generator, TargetSpec]:
     """A generator of a preset, for whatever target and condition it can be for."""
     whole = Target.of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.zeros(2, 6)).spec
+    head = Target.of(nn.Linear(6, 3), torch.zeros(2, 6), classes=3).spec
     row = TargetSpec((Slot("row", (128,), "F32", "bias", 128, 0.02),))
     wrong = []
-    for spec in (whole, row):
+    for spec in (whole, head, row):
         for condition in SITES:
             try:
                 return Generator.build(name, spec=spec, condition=condition), spec

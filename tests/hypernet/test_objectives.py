@@ -23,7 +23,7 @@ from paramsmith.hypernet.training.course import Course
 from paramsmith.hypernet.training.family import family
 from paramsmith.hypernet.training.loop import fit
 from paramsmith.hypernet.training.tasks import Classification, FunctionTask, site_of
-from paramsmith.hypernet.training.zoo import Zoo
+from paramsmith.hypernet.zoos.zoo import Zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,6 +74,19 @@ def slopes(hypernetwork: nn.Module, loss: Tensor) -> list[Tensor]:
     held = [p for p in hypernetwork.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss, held, allow_unused=True)
     return [torch.zeros_like(p) if s is None else s for p, s in zip(held, found, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["numbers", "architectures"])
+def test_episodes_of_one_target_are_generated_in_one_forward_pass(name: str) -> None:
+    """And where nothing but the target is asked for, there is one set of weights for all of them."""
+    make, preset, options = TASKS[name]
+    task = make()
+    hypernetwork, passes = generator(task, preset, options), list[int]()
+    hypernetwork.encoder.register_forward_hook(lambda encoder, given, codes: passes.append(len(codes)))
+    TasksObjective(Tasks(meta_batch=7), hypernetwork, task).loss(0, rng())
+    again = rng()
+    targets = {id(task.episode(again).target) for _ in range(7)}
+    assert passes == ([7] if name == "numbers" else [1] * len(targets))
 
 
 @each_task

@@ -60,9 +60,9 @@ def test_frozen_parameters_are_generated_like_others() -> None:
     assert spec_of(nn.Linear(3, 2).requires_grad_(False)).slots == spec_of(nn.Linear(3, 2)).slots
 
 
-def with_parameter(values: torch.Tensor) -> nn.Module:
+def with_parameter(values: torch.Tensor, name: str = "odd") -> nn.Module:
     module = nn.Linear(3, 2)
-    module.odd = nn.Parameter(values, requires_grad=False)
+    module.register_parameter(name, nn.Parameter(values, requires_grad=False))
     return module
 
 
@@ -77,11 +77,23 @@ def with_parameter(values: torch.Tensor) -> nn.Module:
         (with_parameter(torch.ones(0, 3)), r"odd: has no elements"),
         (with_parameter(torch.empty(10**7, 10**6, device="meta")), "numbers; at most 1,000,000,000,000"),
         (nn.LazyLinear(3), r"weight: belongs to a lazy layer"),
+        (with_parameter(torch.ones(3), "__metadata__"), r"__metadata__: is a name that no file of tensors can have"),
+        (with_parameter(torch.ones(3), "\udcff"), r"\\udcff: is a name that no file of tensors can have"),
     ],
 )
 def test_modules_that_nothing_can_be_generated_for(module: nn.Module, told: str) -> None:
     with pytest.raises(InvalidInput, match=told):
         spec_of(module)
+
+
+def test_what_is_no_module() -> None:
+    with pytest.raises(InvalidInput, match=r"Linear'> is no torch\.nn\.Module"):
+        spec_of(nn.Linear)  # type: ignore[arg-type]
+
+
+def test_more_classes_than_anything_can_hold() -> None:
+    with pytest.raises(InvalidInput, match="at most 1,000,000,000,000 are generated"):
+        spec_of(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))).with_classes(10**15)
 
 
 def checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> Checkpoint:

@@ -14,6 +14,7 @@ from paramsmith.errors import Failed, InvalidInput
 from paramsmith.hypernet.protocols import Condition, Episode
 from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.training.family import family
+from paramsmith.hypernet.training.learning import source_digest
 from paramsmith.hypernet.training.tasks import Classification, FunctionTask, load_task, site_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -149,7 +150,21 @@ def test_hyperparameters_are_a_condition() -> None:
     assert site_of(Tunable(held.draw, held.measure)).condition == {"vector": (2,)}
 
 
+def test_what_is_drawn_from_the_global_generator_does_not_matter() -> None:
+    def draw(rng: torch.Generator, split: str) -> Episode:
+        x = torch.rand(2, 4)
+        return Episode(target(), {"vector": torch.rand(int(torch.randint(1, 3, ())))}, {"x": x})
+
+    task, state = FunctionTask(draw, lambda run, batch: run(batch["x"]).mean()), torch.random.get_rng_state()
+    told = (site_of(task).condition, source_digest(task))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(1)
+    assert (site_of(task).condition, source_digest(task)) == told
+
+
 def test_examples_that_do_not_belong_together() -> None:
+    with pytest.raises(InvalidInput, match="examples or labels for test are list"):
+        Classification(target(), X, Y, TEST_X, TEST_Y.tolist())  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="there are 20 examples and 6 labels for training"):
         Classification(target(), X, TEST_Y, TEST_X, TEST_Y)
     with pytest.raises(InvalidInput, match="there are 0 examples and 0 labels for test"):

@@ -15,9 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from paramsmith.checkpoint import Checkpoint
+from paramsmith.cli.app import cli
 from paramsmith.errors import Failed, InvalidInput, Refused
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
@@ -68,7 +70,7 @@ class TestBytes:
         assert _data(tmp_path / "again.safetensors") == _data(file_of(tmp_path / "out"))
 
     def test_do_not_depend_on_threads_or_on_when(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("paramsmith.hypernet.hypernetwork.CHUNK", 20)  # so that there is something to share out
+        monkeypatch.setattr("paramsmith.hypernet.model.CHUNK", 20)  # so that there is something to share out
         for threads in (1, 2, 5):
             written(tmp_path / str(threads) / "out", threads=threads) if (
                 tmp_path / str(threads)
@@ -262,6 +264,32 @@ class TestBeside:
         with pytest.raises(InvalidInput, match=r"model-00001-of-00003.* is not what"):
             completed(tmp_path / "out")
 
+    def test_files_are_held_against_what_is_told_of_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def command(*words: object) -> tuple[int, str]:
+            done = CliRunner().invoke(cli, list(map(str, words)))
+            return done.exit_code, done.output
+
+        (tmp_path / "tokenizer.json").write_text("{}")
+        like = SimpleNamespace(spec=small_spec(), label="net", folder=tmp_path, own=dict)
+        monkeypatch.setattr("paramsmith.hypernet.targets.like.open_like", lambda *words, **options: like)
+        out = tmp_path / "out"
+        written(out, like="net")
+        told = command("verify", out)
+        assert told[0] == 2
+        assert "generation.json has no hash of model.safetensors" in told[1]
+        assert command("card", out, "--license", "mit")[0] == 2
+        assert command("card", out) == (0, f"{out}: generation.json\n")
+        assert command("verify", out) == (0, "ok       model.safetensors\nok       tokenizer.json\n")
+        (out / "tokenizer.json").write_text("[]")
+        (out / "run.py").touch()
+        data = bytearray((out / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (out / "model.safetensors").write_bytes(data)
+        listed = "differs  model.safetensors\ndiffers  tokenizer.json\nextra    run.py\n"
+        assert command("verify", out) == (1, listed)
+        (out / NAME).write_text("{")
+        assert command("verify", out)[0] == 2
+
     def test_another_generator_is_told_from_this_one(self, tmp_path: Path) -> None:
         for seed in (1, 2):
             written(tmp_path / str(seed), alone(seed=seed))
@@ -293,7 +321,7 @@ class TestBeside:
 
 class TestInterrupted:
     def test_goes_on_to_the_same_bytes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("paramsmith.hypernet.hypernetwork.CHUNK", 20)
+        monkeypatch.setattr("paramsmith.hypernet.model.CHUNK", 20)
         written(tmp_path / "whole", threads=1)
         finish, count = Writer.finish, 0
 
@@ -342,9 +370,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """200 MB of weights by a process that may hold little more than one of their tensors."""
     program = (
         "import resource, sys; from tests.hypernet import test_writing as t; from paramsmith.parts import decoders; "
-        "from tests.hypernet import stubparts; from paramsmith.hypernet import hypernetwork; decoders.all(); "
+        "from tests.hypernet import stubparts; from paramsmith.hypernet import model; decoders.all(); "
         "from paramsmith.hypernet.writing import stream; "
-        "stubparts.register(); hypernetwork.CHUNK = stream.CHUNK = 1 << 20; "
+        "stubparts.register(); model.CHUNK = stream.CHUNK = 1 << 20; "
         "spec = t.TargetSpec(tuple(t.Slot(f'w{i}', (1024, 1024), 'F32', 'matrix', 1) for i in range(50))); "
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "g = t.alone(); g.sample(like=t.small_spec()); "
@@ -409,8 +437,15 @@ def _cli(words: list[str], before: str) -> subprocess.Popen[str]:
     )
 
 
+def test_an_outlook_on_many_samples_does_not_go_through_them() -> None:
+    job, one = (prepare(alone(), Request(like=small_spec(), n=n)) for n in (10**9, 1))
+    found, single = outlook(job, Path("out")), outlook(one, Path("out"))
+    assert found.bytes_written == 10**9 * single.bytes_written
+    assert found.files == single.files
+
+
 def test_the_seed_of_a_sample_is_its_own() -> None:
     job = prepare(alone(), Request(like=small_spec(), n=3, seed=1))
-    samples = job.samples(Path("out"))
+    samples = list(job.samples(Path("out")))
     assert len({sample.seed for sample in samples}) == 3
     assert all(isinstance(sample, Sample) and 0 <= sample.seed < 2**63 for sample in samples)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.targets.calling import Target
-from paramsmith.hypernet.training.zoo import Zoo
+from paramsmith.hypernet.zoos.zoo import Zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,1 @@
+"""Codecs: tokens of a network as latents, and back. One codec, one short file."""

@@ -1,0 +1,186 @@
+"""Training a sampler on a zoo, stage by stage: its statistics, its codec, an alignment if there is one, its prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.latents import Pairs
+from paramsmith.hypernet.sampler import Sampler
+from paramsmith.hypernet.targets.target import TargetSpec
+from paramsmith.hypernet.zoos.zoo import Member, Zoo
+from paramsmith.params import Params
+from paramsmith.parts import objectives
+
+from .alignment import siglip_loss, soft_clip_loss
+
+_HELD = 1 << 26  # numbers of latents and conditions that are kept in memory, 256 MB each
+_AT_ONCE = 256  # networks encoded at once
+
+
+class Stages(Params):
+    """How many steps go to what; the rest is the prior's."""
+
+    batch: int = Field(64, ge=1, le=65_536, description="networks a step, all of one architecture")
+    codec_steps: int = Field(0, ge=0, description="steps for the codec, before all others")
+    align_steps: int = Field(0, ge=0, description="steps in which the condition's codes are brought near to latents")
+    align: Literal["siglip", "clip"] = Field("siglip", description="the loss of these")
+    margin: float = Field(0.02, ge=0, allow_inf_nan=False, description="score that a codec may lose at most")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Networks of one architecture, with their numbers in the zoo."""
+
+    spec: TargetSpec
+    members: tuple[Member, ...]
+    numbers: tuple[int, ...]
+
+
+@objectives("stages", Stages)
+class StagesObjective:
+    """One batch of networks a step: the loss of the codec, of the alignment, or of the prior on frozen latents.
+
+    What is computed, not trained, is computed when its stage begins: the tokenizer's statistics and the codec's own at
+    once, the prior's before its first step. Of several architectures, which are numbers of classes of one, a step
+    draws one by how many networks it has.
+    """
+
+    def __init__(self, options: Stages, model: Sampler, source: object) -> None:
+        if not isinstance(source, Zoo):
+            raise InvalidInput("the objective 'stages' learns from a zoo of checkpoints", "give --zoo FOLDER")
+        if not isinstance(model, Sampler):
+            raise InvalidInput("the objective 'stages' trains samplers", "use the preset's own objective")
+        self.options, self.model, self.zoo = options, model, source
+        self.groups = _groups(model, source)
+        self.sizes = torch.tensor([len(group.members) for group in self.groups], dtype=torch.float64)
+        self._latents: dict[str, Tensor] = {}
+        self._conditions: dict[str, dict[str, Tensor]] = {}
+        self._fitted = False
+        model.tokenizer.fit(self._networks)
+        fit = getattr(model.codec, "fit", None)
+        if callable(fit):
+            fit(self._tokens)
+
+    def turns(self) -> Mapping[str, Iterable[nn.Parameter]]:
+        """The stages that train something."""
+        encoder = list(self.model.encoder.parameters())
+        turns = {
+            "codec": list(self.model.codec.parameters()) if self.options.codec_steps else [],
+            "alignment": encoder if self.options.align_steps else [],
+            "prior": [*self.model.prior.parameters(), *encoder] if hasattr(self.model.prior, "loss") else [],
+        }
+        return {name: parameters for name, parameters in turns.items() if parameters}
+
+    def turn(self, step: int) -> str:
+        """The stage of a step."""
+        if step < self.options.codec_steps:
+            return "codec"
+        return "alignment" if step < self.options.codec_steps + self.options.align_steps else "prior"
+
+    def loss(self, step: int, rng: torch.Generator) -> Tensor:
+        """The mean over one batch of networks."""
+        turn, (group, chosen) = self.turn(step), self._drawn(rng)
+        self.model.codec.train(turn == "codec")
+        if turn == "codec":
+            tokens = self.model.tokenizer.tokens(self._weights(group, chosen), group.spec)
+            found: Tensor = self.model.codec.loss(tokens, self.model.layout(group.spec))
+            return found
+        self.finish()
+        latent = self._latent(group, chosen)
+        asked = self.model.asked(self._condition(group, chosen), group.spec).expand(len(latent), -1, -1)
+        if turn == "alignment":
+            compared = siglip_loss if self.options.align == "siglip" else soft_clip_loss
+            return compared(latent.flatten(1), asked.mean(1))
+        loss: Tensor = self.model.prior.loss(latent, asked, self.model.places(group.spec))
+        return loss
+
+    def finish(self) -> None:
+        """The prior's statistics, or all there is to it: before its first step, or after the last of all."""
+        if self._fitted:
+            return
+        training = self.model.training
+        self.model.eval()
+        self.model.prior.fit(self._pairs)
+        self.model.train(training)
+        self._fitted = True
+
+    def _drawn(self, rng: torch.Generator) -> tuple[Group, list[int]]:
+        """A group, and places within it; the same network twice only where there are fewer than a batch."""
+        group = self.groups[int(torch.multinomial(self.sizes, 1, generator=rng))]
+        count, wanted = len(group.members), self.options.batch
+        if count >= wanted:
+            return group, torch.randperm(count, generator=rng)[:wanted].tolist()
+        return group, torch.randint(count, (wanted,), generator=rng).tolist()
+
+    def _weights(self, group: Group, chosen: Iterable[int]) -> dict[str, Tensor]:
+        """(B, *shape) by slot."""
+        found = self.zoo.batch([group.members[i] for i in chosen])
+        return {name: tensor.to(self.model.device) for name, tensor in found.items()}
+
+    @torch.no_grad()
+    def _latent(self, group: Group, chosen: list[int]) -> Tensor:
+        """(B, L, D), kept for all networks where there is room."""
+        key, places = group.spec.hash, self.model.places(group.spec)
+        if sum(self.sizes.tolist()) * places.mask.numel() > _HELD:
+            return self.model.encoded(self._weights(group, chosen), group.spec)
+        if key not in self._latents:
+            self._latents[key] = torch.cat([pair.latent for pair in self._of(group, asked=False)])
+        return self._latents[key][chosen]
+
+    def _condition(self, group: Group, chosen: list[int]) -> dict[str, Tensor]:
+        """The condition of these networks, (B, ...) each."""
+        key, names = group.spec.hash, list(group.members[0].condition)
+        if sum(group.members[0].condition[name].numel() for name in names) * len(group.members) > _HELD:
+            picked = [group.members[i].condition for i in chosen]
+            return {name: torch.stack([one[name] for one in picked]).to(self.model.device) for name in names}
+        if key not in self._conditions:
+            stacked = {name: torch.stack([m.condition[name] for m in group.members]) for name in names}
+            self._conditions[key] = {name: tensor.to(self.model.device) for name, tensor in stacked.items()}
+        return {name: tensor[chosen] for name, tensor in self._conditions[key].items()}
+
+    def _of(self, group: Group, asked: bool = True) -> Iterator[Pairs]:
+        """Latents of a group, batch by batch, and what was asked for."""
+        places = self.model.places(group.spec)
+        for start in range(0, len(group.members), _AT_ONCE):
+            chosen = list(range(start, min(start + _AT_ONCE, len(group.members))))
+            latent = self.model.encoded(self._weights(group, chosen), group.spec)
+            codes = latent.new_zeros(len(chosen), 1, 0)
+            if asked:
+                codes = self.model.asked(self._condition(group, chosen), group.spec).expand(len(chosen), -1, -1)
+            yield Pairs(latent, codes, places, tuple(group.numbers[i] for i in chosen))
+
+    @torch.no_grad()
+    def _pairs(self) -> Iterator[Pairs]:
+        for group in self.groups:
+            yield from self._of(group)
+
+    def _networks(self) -> Iterator[tuple[dict[str, Tensor], TargetSpec]]:
+        for group in self.groups:
+            for start in range(0, len(group.members), _AT_ONCE):
+                yield self._weights(group, range(start, min(start + _AT_ONCE, len(group.members)))), group.spec
+
+    @torch.no_grad()
+    def _tokens(self) -> Iterator[tuple[Tensor, object]]:
+        for tensors, spec in self._networks():
+            yield self.model.tokenizer.tokens(tensors, spec), self.model.layout(spec)
+
+
+def _groups(model: Sampler, zoo: Zoo) -> list[Group]:
+    """The networks to train on, by architecture. InvalidInput for one that is not the model's."""
+    members = zoo.of("train")
+    if not members:
+        raise InvalidInput("the zoo has no checkpoints to train on", 'mark some with "split": "train"')
+    found: dict[str, list[int]] = {}
+    for number, member in enumerate(members):
+        found.setdefault(member.spec.hash, []).append(number)
+    return [
+        Group(model.target(members[numbers[0]].spec), tuple(members[i] for i in numbers), tuple(numbers))
+        for numbers in found.values()
+    ]

@@ -1,0 +1,214 @@
+"""A zoo: a folder of trained checkpoints, and what is known of each.
+
+Every checkpoint in the folder counts, or those that `zoo.jsonl` lists, one a line:
+
+    {"path": "seed3.safetensors", "condition": {"vector": [0.3, 1]}, "task": "digits", "run": "3",
+     "metrics": {"accuracy": 0.93}, "split": "test"}
+
+Only `path` is needed. A condition of numbers alone is called `vector`. Thousands of small networks may be one file,
+each tensor of which has a first axis of networks: `"row": 7` is the eighth. `targets.json` may say what the networks
+are, with their graphs and heads. Headers are read, data when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paramsmith.errors import InvalidInput, printable
+from paramsmith.hypernet.evaluation.starts import distance
+from paramsmith.hypernet.protocols import Condition, Site
+from paramsmith.hypernet.targets.target import TargetSpec
+from paramsmith.inputs import place
+
+from .conditions import ConditionFiles, Conditions
+from .index import INDEX, Entry, Split, found_in, read_index
+from .member import Member, but_for_classes, check_same, members_of, shapes_of
+from .reading import Reader
+from .targetfile import TARGETS, read_targets
+
+__all__ = ["Entry", "Member", "Split", "Zoo", "check_same"]
+
+MEMORY = 1 << 30  # bytes of weights that stay in memory
+_TOGETHER = 1 << 24  # numbers read at once where the caller does not say how many networks
+
+
+class Zoo:
+    """Trained networks, in the order of `zoo.jsonl` or of their names.
+
+    `memory` bounds the bytes of weights that are kept once they were read.
+    """
+
+    def __init__(self, folder: Path, members: Sequence[Member], memory: int = MEMORY) -> None:
+        self.folder = folder
+        self.members = tuple(members)
+        self.reader = Reader(memory)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], like: TargetSpec | None = None, *, memory: int = MEMORY) -> Zoo:
+        """Read the headers. InvalidInput names the file, or the line, that is wrong.
+
+        Where `like` has the tensors of a checkpoint, it is its spec: it knows their order, the graph and the head.
+        """
+        where = Path(folder)
+        if not where.is_dir():
+            kind = "is no folder" if where.exists() else "does not exist"
+            raise InvalidInput(f"{place(where)}: {kind}", "a zoo is a folder of checkpoints")
+        listed = where / INDEX
+        entries = list(read_index(listed)) if listed.exists() else list(found_in(where))
+        if not entries:
+            told = place(listed) if listed.exists() else place(where)
+            raise InvalidInput(f"{told}: has no checkpoints", "put .safetensors files or model folders there")
+        targets = [*([] if like is None else [like]), *read_targets(where / TARGETS)]
+        files = ConditionFiles(where)
+        members = list(members_of(where, entries, files, targets))
+        _check_conditions(members)
+        _check_apart(members)
+        return cls(where, members, memory)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def of(self, split: Split) -> tuple[Member, ...]:
+        """Those of a split."""
+        return tuple(member for member in self.members if member.entry.split == split)
+
+    @cached_property
+    def site(self) -> Site:
+        """The target and the condition's shapes.
+
+        Of networks that differ in the number of classes alone, the first's target; None for several architectures. A
+        size that varies is 0.
+        """
+        spec = self.members[0].spec
+        others = {member.spec.hash: member.spec for member in self.members}
+        same = all(h == spec.hash or but_for_classes(spec, shapes_of(other)) for h, other in others.items())
+        shapes = _condition_shapes(self.members[0])
+        for member in self.members[1:]:
+            for name, shape in _condition_shapes(member).items():
+                shapes[name] = tuple(a if a == b else 0 for a, b in zip(shapes[name], shape, strict=True))
+        return Site(0, spec if same else None, shapes)
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells this zoo from others, and from itself after a change."""
+        told = [[m.label, m.entry.model_dump(mode="json"), m.fingerprint] for m in self.members]
+        files = [m.condition.files for m in self.members[:1] if isinstance(m.condition, Conditions)]
+        beside = [files[0].fingerprints] if files and files[0].fingerprints else []
+        return hashlib.sha256(json.dumps([*told, *beside], sort_keys=True).encode()).hexdigest()
+
+    def batch(self, members: Sequence[Member]) -> dict[str, Tensor]:
+        """(B, *shape) by slot, fp32, of networks of one architecture; only what is not in memory is read.
+
+        InvalidInput for networks of several architectures, and for one that is not finite.
+        """
+        if not members:
+            raise InvalidInput("a batch of no networks", "give one or more")
+        return self.reader.batch(members)
+
+    def batches(
+        self, split: Split | None = "train", size: int | None = None
+    ) -> Iterator[tuple[tuple[Member, ...], dict[str, Tensor]]]:
+        """Networks of a split, or all, with their tensors: at most `size` of one architecture at once.
+
+        In the order of the zoo, architecture by architecture.
+        """
+        for group in architectures(self.members if split is None else self.of(split)):
+            several = size or max(1, _TOGETHER // max(1, group[0].numbers))
+            for start in range(0, len(group), several):
+                chosen = group[start : start + several]
+                yield chosen, self.batch(chosen)
+
+    def load(self, member: Member) -> dict[str, Tensor]:
+        """The slots of a network in fp32. InvalidInput for one that is not finite."""
+        return {name: tensor[0] for name, tensor in self.batch([member]).items()}
+
+    def load_all(self, split: Split = "train") -> Iterator[tuple[Member, dict[str, Tensor]]]:
+        """Each network of a split with its tensors, one after the other."""
+        for member in self.of(split):
+            yield member, self.load(member)
+
+    def mean(self, split: Split = "train") -> dict[str, Tensor]:
+        """The mean of each tensor, in fp32, of networks of one architecture; summed in fp64."""
+        members = self.of(split)
+        if not members:
+            raise InvalidInput(f"{place(self.folder)}: has no checkpoints to {split} on", f'"split": "{split}"')
+        for member in members:
+            check_same(members[0], member)
+        sums: dict[str, Tensor] = {}
+        for _, tensors in self.batches(split):
+            for name, tensor in tensors.items():
+                total = tensor.sum(0, dtype=torch.float64)
+                sums[name] = sums[name] + total if name in sums else total
+        return {name: (total / len(members)).float() for name, total in sums.items()}
+
+    def nearest(self, condition: Condition | None = None, spec: TargetSpec | None = None) -> Member:
+        """Of those to train on, the one with the nearest architecture, and among these the nearest condition.
+
+        Conditions are compared after each number was divided by its standard deviation over the zoo. InvalidInput
+        where none of the nearest architecture has a condition of this shape.
+        """
+        known = self.of("train") or self.members
+        unlike = {} if spec is None else {member.spec.hash: distance(member.spec, spec) for member in known}
+        gaps = [unlike.get(member.spec.hash, 0.0) for member in known]
+        near = [member for member, gap in zip(known, gaps, strict=True) if gap == min(gaps)]
+        if not condition:
+            return near[0]
+        shapes = {name: tuple(tensor.shape) for name, tensor in condition.items()}
+        alike = [member for member in known if _condition_shapes(member) == shapes]
+        near = [member for member in near if _condition_shapes(member) == shapes]
+        if not near:
+            told = ", ".join(f"{printable(name)} of shape {list(shape)}" for name, shape in shapes.items())
+            raise InvalidInput(f"no network has a condition {told}", "ask for it as the zoo does")
+        held = torch.stack([_flat(member.condition) for member in alike])  # (members, numbers)
+        spread = held.std(0, correction=0)
+        spread = torch.where(spread > 0, spread, 1.0)
+        asked = _flat(condition)
+        return min(near, key=lambda member: float(((_flat(member.condition) - asked) / spread).norm()))
+
+
+def architectures(members: Sequence[Member]) -> list[tuple[Member, ...]]:
+    """Networks by architecture, in the order in which these come first."""
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        groups.setdefault(member.spec.hash, []).append(member)
+    return [tuple(group) for group in groups.values()]
+
+
+def _condition_shapes(member: Member) -> dict[str, tuple[int, ...]]:
+    if isinstance(member.condition, Conditions):
+        return dict(member.condition.shapes)
+    return {name: tuple(tensor.shape) for name, tensor in member.condition.items()}
+
+
+def _check_conditions(members: Sequence[Member]) -> None:
+    """InvalidInput where networks do not say the same things; sizes may differ."""
+    first = members[0]
+    known = {name: len(shape) for name, shape in _condition_shapes(first).items()}
+    for member in members[1:]:
+        if {name: len(shape) for name, shape in _condition_shapes(member).items()} != known:
+            fact = f"{printable(member.label)}: its condition is not of the shape of {printable(first.label)}'s"
+            raise InvalidInput(fact, "say the same of every checkpoint")
+
+
+def _check_apart(members: Sequence[Member]) -> None:
+    """InvalidInput for a network that is listed on two sides of a split, by its file or by its stated content."""
+    seen: dict[object, Member] = {}
+    for member in members:
+        for key in (member.label, member.entry.sha256):
+            other = member if key is None else seen.setdefault(key, member)
+            if other.entry.split != member.entry.split:
+                told = f"{printable(other.label)} ({other.entry.split}) and {printable(member.label)}"
+                fact = f"{told} ({member.entry.split}) are the same network"
+                raise InvalidInput(fact, "what is trained on is not judged by: paramsmith zoo split")
+
+
+def _flat(condition: Condition) -> Tensor:
+    return torch.cat([condition[name].flatten().float() for name in sorted(condition)] or [torch.zeros(0)])
