@@ -1,9 +1,9 @@
 """Heads for classes nobody trained on: one token a class, drawn by flow matching, beside what a line and a mean know.
 
-Eighty classes are made of the scikit-learn digits: ten digits in eight orientations. Over frozen random features, linear
-heads are trained for 3 to 6 classes out of 64, those of the digits 0 to 7. From a zoo of them `flow` learns to draw a
-head for any classes, shown five examples of each. It is asked for classes in combinations that were never trained, for
-7 or 8 classes where 6 were the most, and for the orientations of 8 and 9, of which it has seen none.
+Eighty classes are made of the scikit-learn digits: ten digits in eight orientations. Over frozen random features,
+linear heads are trained for 3 to 6 classes out of 64, those of the digits 0 to 7. From a zoo of them `flow` learns to
+draw a head for any classes, shown five examples of each. It is asked for classes in combinations that were never
+trained, for 7 or 8 classes where 6 were the most, and for the orientations of 8 and 9, of which it has seen none.
 
     paramsmith zoo build examples/class_token_heads.py:heads -n 1500 --steps 300 -o ZOO       the same from the shell
     paramsmith train flow --zoo ZOO -o GEN
@@ -32,7 +32,8 @@ from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.zoos.build import build
 from paramsmith.hypernet.zoos.zoo import Zoo
 
-FEATURES, TRAINED_ON, KNOWN, SHOTS = 96, 100, 20, 5  # of an image; images of a class: to train on, to choose from, shown
+FEATURES = 96  # of an image
+TRAINED_ON, KNOWN, SHOTS = 100, 20, 5  # images of a class: to train on, to choose from, shown
 SEEN, UNSEEN = list(range(64)), list(range(64, 80))
 AXES = {"new subsets": (SEEN, (3, 6)), "7 or 8 classes": (SEEN, (7, 8)), "unseen classes": (UNSEEN, (3, 6))}
 BASELINES = ("mean", "nearest", "prototype", "ridge")

@@ -77,7 +77,7 @@ class Unseen:
 
 def train(known: Classification, steps: int, seed: int) -> tuple[Generator, float]:
     """A generator for a family, and its last loss."""
-    made = Generator.build("logah", seed=seed, **SMALL, K=256)
+    made = Generator.build("logah", seed=seed, **SMALL, K=512)  # K is twice the widest
     report = made.fit(known, {"steps": steps, "seed": seed})
     return made, report.losses[-1]
 
@@ -149,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="train for less long, perceptrons alone")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", choices=("perceptrons", "transformers"), help="one of the two families")
     parser.add_argument("--train-on", type=Path, metavar="FOLDER", help="only train on from a generated perceptron")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -156,10 +157,10 @@ def main() -> None:
         return train_on(asked.train_on)
     cases = {"2 x 32": perceptron(32, 32), "1 x 128": perceptron(128), "2 x 128": perceptron(128, 128)}
     cases["6 x 48"] = perceptron(*[48] * 6)
-    study(
-        "perceptrons", perceptrons(), dict(list(cases.items())[: 1 if asked.quick else None]), asked.quick, asked.seeds
-    )
-    if not asked.quick:
+    if asked.only != "transformers":
+        few = dict(list(cases.items())[: 1 if asked.quick else None])
+        study("perceptrons", perceptrons(), few, asked.quick, asked.seeds)
+    if asked.only == "transformers" or not (asked.quick or asked.only):
         wider = {"d 24, 2 layers": vit(2, 24), "d 24, 5 layers": vit(5, 24), "d 64, 2 layers": vit(2, 64)}
         study("transformers", transformers(), wider, asked.quick, asked.seeds)
     return None

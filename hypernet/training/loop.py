@@ -62,8 +62,9 @@ class FitReport:
         return (f"{len(self.bad):,} of {self.steps:,} steps were skipped, their numbers not finite: {which}",)
 
     def to_json(self) -> dict[str, object]:
-        """Plain data; the loss is that of the last step."""
-        told: dict[str, object] = {"steps": self.steps, "loss": self.losses[-1] if self.losses else None, "skipped": len(self.bad)}
+        """Plain data; the loss is that of the last step, None where there was none."""
+        last = self.losses[-1] if self.losses else None
+        told: dict[str, object] = {"steps": self.steps, "loss": last, "skipped": len(self.bad)}
         return {**told, "seconds": self.seconds, "steps_per_second": self.rate, "warnings": list(self.warnings)}
 
 

@@ -91,7 +91,7 @@ def _check_copies(zoo: Zoo, units: Mapping[str, Sequence[Member]]) -> None:
 
 def _counts(shares: Mapping[Split, float], units: int) -> dict[Split, int]:
     """How many units each part gets: one, and of the others its share, what is left going to the largest rests."""
-    counts = {part: max(1, int(share * units)) for part, share in shares.items()}
+    counts: dict[Split, int] = {part: max(1, int(share * units)) for part, share in shares.items()}
 
     def excess(part: Split) -> float:
         return counts[part] - shares[part] * units

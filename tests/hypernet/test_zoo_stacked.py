@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -110,16 +111,17 @@ def test_peak_memory_of_a_pass(tmp_path: Path) -> None:
     alive = [0, 0]
     empty = torch.empty
 
+    def gone(nbytes: int) -> None:
+        alive[0] -= nbytes
+
     class Counted:
         """Bytes of the tensors that reading makes, while they live."""
 
         def __call__(self, *shape: object, **options: object) -> Tensor:
-            import weakref
-
             made: Tensor = empty(*shape, **options)  # type: ignore[call-overload]
             alive[0] += made.nbytes
             alive[1] = max(alive)
-            weakref.finalize(made, lambda n=made.nbytes: alive.__setitem__(0, alive[0] - n))
+            weakref.finalize(made, gone, made.nbytes)
             return made
 
     with pytest.MonkeyPatch.context() as patch:
@@ -321,7 +323,9 @@ def test_one_network_on_two_sides_of_a_split(tmp_path: Path) -> None:
     line = rows("a", 0)[0]
     with pytest.raises(InvalidInput, match=r"a\.safetensors\[0\] \(train\) and a\.safetensors\[0\] \(test\)"):
         Zoo.open(fill(tmp_path, [line, {**line, "split": "test"}], a=stack(2)))
-    lines = [{**one, "sha256": "0" * 64, "split": s} for one, s in zip(rows("a", 0, 1), ("train", "test"), strict=True)]
+    lines: list[dict[str, object]] = [
+        {**one, "sha256": "0" * 64, "split": s} for one, s in zip(rows("a", 0, 1), ("train", "test"), strict=True)
+    ]
     with pytest.raises(InvalidInput, match=r"a\.safetensors\[0\] \(train\) and a\.safetensors\[1\] \(test\)"):
         Zoo.open(fill(tmp_path, lines))
     assert len(Zoo.open(fill(tmp_path, [line, line]))) == 2
@@ -345,7 +349,7 @@ def test_content(tmp_path: Path) -> None:
 
 
 def tasked(tmp_path: Path, tasks: int, runs: int, steps: int = 2) -> Zoo:
-    lines = []
+    lines: list[dict[str, object]] = []
     for task in range(tasks):
         for run in range(runs):
             for step in range(steps):
