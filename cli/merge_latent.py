@@ -85,5 +85,7 @@ def _show(report: LatentMerge, models: Sequence[str], quiet: bool) -> None:
     if not quiet:
         lost = ", ".join(f"{share:.2%}" for share in report.lost)
         size = size_text(report.written.nbytes)
-        click.echo(f"{printable(report.written.path, 2000)}: {size} from {len(models)} models; their codec loses {lost}")
+        click.echo(
+            f"{printable(report.written.path, 2000)}: {size} from {len(models)} models; their codec loses {lost}"
+        )
     return None

@@ -75,9 +75,9 @@ class Unseen:
         return self.held_out if split == TEST else self.known.sample(rng, split)
 
 
-def train(known: Classification, steps: int, seed: int) -> tuple[Generator, float]:
+def train(known: Classification, steps: int, seed: int, widest: int) -> tuple[Generator, float]:
     """A generator for a family, and its last loss."""
-    made = Generator.build("logah", seed=seed, **SMALL, K=512)  # K is twice the widest
+    made = Generator.build("logah", seed=seed, **SMALL, K=2 * widest)
     report = made.fit(known, {"steps": steps, "seed": seed})
     return made, report.losses[-1]
 
@@ -122,7 +122,7 @@ def study(name: str, known: Classification, cases: dict[str, nn.Module], quick: 
     budget = budget.model_copy(update={"targets": 1, "zoo": 1 if quick else 4, "threshold": 0.9})
     first: list[Evaluation] = []
     for seed in range(seeds):
-        made, loss = train(known, steps, seed)
+        made, loss = train(known, steps, seed, 128 if name == "perceptrons" else 256)
         count = sum(p.numel() for p in made.hypernetwork.parameters())
         print(f"\n{name}, seed {seed}: {count:,} parameters, {steps} steps in {made.seconds:.0f} s, loss {loss:.3f}")
         columns = "  |".join(f"{start:>9s} {marks[-1]:>5d}   best  to 0.9" for start in ("0", "0", "0"))

@@ -113,24 +113,22 @@ class AutoregressivePrior(nn.Module):
         chances = torch.special.ndtr(noise("codes", (length, self.levels)).double())  # (B, L, levels), below 1 in fp64
         codes = torch.zeros(chances.shape, dtype=torch.int64, device=chances.device)
         asked = self.null.beside(asked.expand(len(codes), -1, -1), how.guidance)
-        twice = len(asked) // len(codes)
         for block in blocks(length, self.options.context, self.tail):
             cache = self.net.cache(len(asked), 1 + block.end - block.first)
-            read = self._tokens(codes.repeat(twice, 1, 1), asked, places, block.first, block.start + 1)
+            read = self._tokens(codes, asked, places, block.first, block.start + 1)
             tokens = torch.cat([self._prefix(asked), read], 1)
             for i in range(block.start, block.end):
                 heard = self.net(tokens, cache)[:, -1:]  # (B, 1, width)
                 self._draw(codes[:, i : i + 1], heard, chances[:, i], how.guidance)
                 codes[:, i] *= places.mask[i]
                 if i + 1 < block.end:
-                    tokens = self._tokens(codes.repeat(twice, 1, 1), asked, places, i + 1, i + 2)
+                    tokens = self._tokens(codes, asked, places, i + 1, i + 2)
         return codes.float()
 
     def _draw(self, here: Tensor, heard: Tensor, chances: Tensor, guidance: float) -> None:
         """Fill in the codes (B, 1, levels) of a position, level by level."""
-        twice = len(heard) // len(here)
         for level in range(self.levels):
-            logits = self._level(heard, here.repeat(twice, 1, 1), level)[:, 0]
+            logits = self._level(heard, here, level)[:, 0]
             here[:, 0, level] = self._chosen(guided(logits, guidance), chances[:, level])
 
     def _chosen(self, logits: Tensor, chances: Tensor) -> Tensor:
@@ -150,20 +148,23 @@ class AutoregressivePrior(nn.Module):
         return found
 
     def _tokens(self, codes: Tensor, asked: Tensor, places: Places, first: int, end: int) -> Tensor:
-        """What is read at the positions from `first` to `end`: (B, end - first, width)."""
+        """What is read at the positions from `first` to `end`: (A, end - first, width), for codes of B and asked of A.
+
+        A is B, or twice as many under guidance: each asks for the same codes twice.
+        """
         numbers = torch.arange(first, end, dtype=torch.float32, device=codes.device)
         told = self.features(places.features[first:end]) + self.number(waves(numbers))  # (n, width)
         told = told + self.asked(asked if asked.shape[1] == 1 else asked[:, first:end])
         before = _embedded(self.before, codes[:, max(first - 1, 0) : end - 1])
         if first == 0:
             before = torch.cat([self.start.to(before.dtype).expand(len(codes), 1, -1), before], 1)
-        tokens: Tensor = told + before
+        tokens: Tensor = told + _repeated(before, len(asked))
         return tokens
 
     def _level(self, heard: Tensor, here: Tensor, level: int) -> Tensor:
-        """Logits (B, n, K) of a level, by what was heard (B, n, width) and the codes (B, n, levels) above it."""
+        """Logits (A, n, K) of a level, by what was heard (A, n, width) and the codes (B, n, levels) above it."""
         if level:
-            heard = heard + _embedded(self.above[:level], here[..., :level])
+            heard = heard + _repeated(_embedded(self.above[:level], here[..., :level]), len(heard))
         found: Tensor = self.heads[level](heard)
         return found
 
@@ -185,6 +186,11 @@ def _embedded(tables: Tensor, codes: Tensor) -> Tensor:
     """The sum of a row of each table, (levels, K, width) by (B, n, levels) -> (B, n, width)."""
     shift = torch.arange(len(tables), device=codes.device) * tables.shape[1]
     return embedding(codes + shift, tables.flatten(0, 1)).sum(2)
+
+
+def _repeated(held: Tensor, count: int) -> Tensor:
+    """(B, ...) -> (count, ...), all of B again and again."""
+    return held if len(held) == count else torch.cat([held] * (count // len(held)))
 
 
 def _head(width: int, codes: int) -> nn.Module:

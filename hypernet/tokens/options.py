@@ -53,7 +53,7 @@ class Tokens(Params):
     tile: tuple[int, int] = Field(cutting.TILE, description="rows and columns of a patch")
     views: tuple[View, ...] = Field((), description="first written as: gauge, log_var, delta, lora_svd")
     normaliser: normalise.Kind = Field("pow2", description="none, pow2, meanstd64, coord, center, token")
-    policies: tuple[Rule, ...] = Field((), max_length=1000, description="which tensors are made; the first rule wins")
+    policies: tuple[Rule, ...] = Field((), max_length=100, description="which tensors are made; the first rule wins")
     template: Literal["first", "mean"] = Field("first", description="of the zoo: what is not made, and a delta's base")
 
 
