@@ -40,11 +40,12 @@ def command() -> None:
 @click.option("--batch-size", type=click.IntRange(1), help="Rows that each network sees a step.  [64]")
 @click.option("--test", type=click.IntRange(0), help="More networks, for unseen conditions, to judge by.  [0]")
 @click.option("--seed", type=_SEED, help="Of all that is drawn.  [0]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
 @_force
 @_quiet
 @json_option
 def build_command(
-    tasks: str | None, count: int, output: Path | None, force: bool, quiet: bool, **building: object
+    tasks: str | None, count: int, output: Path | None, device: str, force: bool, quiet: bool, **building: object
 ) -> None:
     """Train a network for each of many draws from a task, all at once, and write them as stacked files.
 
@@ -63,7 +64,7 @@ def build_command(
 
     given = {name: value for name, value in building.items() if value is not None}
     with told_warnings(GenerateWarning), bar(not quiet, "steps") as progress:
-        found = build(load_task(tasks), count, output, force=force, progress=progress, **given)
+        found = build(load_task(tasks), count, output, force=force, device=device, progress=progress, **given)
     if wants_json():
         return show_json(found.to_json())
     for warning in found.warnings:

@@ -36,7 +36,7 @@ FEATURES = 96  # of an image
 TRAINED_ON, KNOWN, SHOTS = 100, 20, 5  # images of a class: to train on, to choose from, shown
 SEEN, UNSEEN = list(range(64)), list(range(64, 80))
 AXES = {"new subsets": (SEEN, (3, 6)), "7 or 8 classes": (SEEN, (7, 8)), "unseen classes": (UNSEEN, (3, 6))}
-BASELINES = ("mean", "nearest", "prototype", "ridge")
+BASELINES = {"mean": {}, "nearest": {}, "nearest of 8": {"neighbours": 8}, "prototype": {}, "ridge": {}}
 
 
 @dataclass(frozen=True)
@@ -207,14 +207,15 @@ def main() -> None:
         built = build(heads(), n, Path(folder) / "zoo", steps=300, lr=0.03)
         zoo = Zoo.open(Path(folder) / "zoo")
         print(f"{n:,} heads in {built.seconds:.0f} s, right on their own classes: {built.metrics['score']:.1%}")
-        made = {name: Generator.build(name, zoo.site) for name in (*BASELINES, "flow")}
+        arms = {**BASELINES, "flow": {}}
+        made = {name: Generator.build(name.split()[0], zoo.site, **options) for name, options in arms.items()}
         for name in BASELINES:
             made[name].fit(zoo)
         report = made["flow"].fit(zoo, {"steps": steps})
         print(f"flow: {steps:,} steps in {report.seconds:.0f} s, loss {report.losses[-1]:.3f}")
-        arms = {name: drawn(made[name]) for name in BASELINES} | {"flow": drawn(made["flow"])}
-        arms |= {"flow, mean of 8": averaged(drawn(made["flow"], 8)), "trained on all images": trained}
-        found = rows(arms, seeds, tasks)
+        draws = {name: drawn(one) for name, one in made.items()}
+        draws |= {"flow, mean of 8": averaged(drawn(made["flow"], 8)), "trained on all images": trained}
+        found = rows(draws, seeds, tasks)
         shown(found)
         print("\nflow, asked for 5 classes:", {k: f"{v:.1%}" for k, v in controls(made["flow"], tasks).items()})
         new(made["flow"], zoo)

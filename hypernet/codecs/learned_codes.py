@@ -51,24 +51,30 @@ class Averages(nn.Module):
             return
         levels, count = self.usage.shape
         order = torch.randperm(len(vectors), device=vectors.device)
-        books.copy_(_of_first(residual_k_means(vectors[order], levels, count, _FIRST_STEPS)))
-        self.usage.fill_(len(vectors) / count)
-        self.sums.copy_(books * self.usage[..., None])
+        found = _of_first(residual_k_means(vectors[order], levels, count, _FIRST_STEPS))
+        if bool(found.isfinite().all()):
+            books.copy_(found)
+            self.usage.fill_(len(vectors) / count)
+            self.sums.copy_(books * self.usage[..., None])
 
     @torch.no_grad()
     def follow(self, books: Tensor, residuals: Tensor, codes: Tensor) -> None:
-        """Move the books towards the residuals (levels, n, d) that have these codes (n, levels)."""
+        """Move the books towards the residuals (levels, n, d) that have these codes (n, levels).
+
+        A batch with numbers that are not finite moves nothing: the step that it is of is skipped as well.
+        """
         for level, (book, usage, sums) in enumerate(zip(books, self.usage, self.sums, strict=True)):
-            counted, summed = (_of_all(x) for x in sums_by_code(residuals[level], codes[:, level], len(book)))
-            usage.lerp_(counted, 1 - self.decay)
-            sums.lerp_(summed, 1 - self.decay)
-            mean = usage.mean()
-            drawn = _of_first(residuals[level][torch.randint(residuals.shape[1], (len(book),), device=book.device)])
-            dead = (usage < self.dead * mean)[:, None]
-            sums.copy_(torch.where(dead, drawn * mean, sums))
-            usage.copy_(torch.where(dead[:, 0], mean, usage))
+            vectors = residuals[level]
+            counted, summed = (_of_all(x) for x in sums_by_code(vectors, codes[:, level], len(book)))
+            drawn = _of_first(vectors[torch.randint(len(vectors), (len(book),), device=book.device)])
+            good = (summed.isfinite().all() & drawn.isfinite().all()).expand(len(book))
+            after, total = usage.lerp(counted, 1 - self.decay), sums.lerp(summed, 1 - self.decay)
+            mean = after.mean()
+            dead = after < self.dead * mean
+            usage.copy_(torch.where(good, torch.where(dead, mean, after), usage))
+            sums.copy_(torch.where(good[:, None], torch.where(dead[:, None], drawn * mean, total), sums))
             smoothed = (usage + _SMALL) * (usage.sum() / (usage + _SMALL).sum())
-            book.copy_(sums / smoothed[:, None])
+            book.copy_(torch.where(good[:, None], sums / smoothed[:, None], book))
 
 
 def _of_all(tensor: Tensor) -> Tensor:

@@ -70,16 +70,18 @@ class RvqCodec(nn.Module):
             number = torch.arange(self.per_token, device=features.device).repeat(len(held))
             features = (features + sinusoids(number, features.shape[1])) * 0.5**0.5
         classes, slots = (x.repeat_interleave(self.per_token) for x in (held.classes, held.slots))
-        depth = self.options.levels if self.options.latent == "codes" else self.books.shape[2]
-        there = self._chunks(held.mask[None])[0].any(1, keepdim=True)
-        return Places(features, classes, slots, there.expand(-1, depth))
+        there = self._chunks(held.mask[None])[0]  # (L, chunk)
+        if self.options.latent == "codes" or self.options.learned:
+            depth = self.options.levels if self.options.latent == "codes" else self.options.vector
+            there = there.any(1, keepdim=True).expand(-1, depth)
+        return Places(features, classes, slots, there)
 
     def codes_of(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Codes (B, L, levels), int64, of (B, N, T); 0 where a chunk is padding."""
         vectors = self._vectors(tokens, layout)
         found, _ = quantised(vectors.flatten(0, 1), self.books)
         codes = found.view(*vectors.shape[:2], -1)
-        return torch.where(self.places(layout).mask[:, :1], codes, 0)
+        return torch.where(self.places(layout).mask.any(1, keepdim=True), codes, 0)
 
     def tokens_of(self, codes: Tensor, layout: Layout) -> Tensor:
         """(B, N, T) of codes (B, L, levels)."""
@@ -88,7 +90,9 @@ class RvqCodec(nn.Module):
     def encode(self, tokens: Tensor, layout: Layout) -> Tensor:
         """(B, N, T) -> (B, L, levels), the codes as fp32 numbers; or (B, L, d), the sums of their vectors."""
         codes = self.codes_of(tokens, layout)
-        return codes.float() if self.options.latent == "codes" else looked_up(codes, self.books)
+        if self.options.latent == "codes":
+            return codes.float()
+        return torch.where(self.places(layout).mask, looked_up(codes, self.books), 0.0)
 
     def decode(self, latent: Tensor, layout: Layout) -> Tensor:
         """(B, L, levels or d) -> (B, N, T): of the nearest codes there are, or of the vectors as they are."""
@@ -130,7 +134,7 @@ class ComputedRvq(RvqCodec):
 
         def chunks() -> Iterator[Tensor]:
             for tokens, layout in batches():
-                there = self.places(layout).mask[:, 0].to(tokens.device)
+                there = self.places(layout).mask.any(1).to(tokens.device)
                 yield self._vectors(tokens, layout)[:, there].flatten(0, 1)
 
         chosen = self.options
@@ -156,7 +160,7 @@ class LearnedRvq(RvqCodec):
         Gradients pass straight through the codes. In training the codes follow the encoder: see `Averages`.
         """
         places = self.places(layout)
-        there = places.mask[:, 0]  # (L,)
+        there = places.mask.any(1)  # (L,)
         mask = self._chunks(layout.places.mask.to(tokens.device)[None])[0, there]  # (L', chunk)
         chunks = self._chunks(self._there(tokens, layout))[:, there]
         encoded = self.encoder(chunks, places.features[there]).float()  # (B, L', d)

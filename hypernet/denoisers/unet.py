@@ -21,6 +21,7 @@ SIZES: Final[dict[Size, tuple[tuple[int, ...], int, int]]] = {
     "small": ((64, 128, 128, 256), 2, 64),
     "paper": ((256, 256, 256, 512), 2, 128),
 }  # channels by level, residual blocks a level, width of an attention head
+MOST: Final = 1 << 28  # numbers that the map of a condition may hold: 1 GiB
 _TIMES = 1000.0  # what a time of 1 is to the U-Net
 
 
@@ -29,7 +30,7 @@ class Unet(nn.Module):
 
     With `asked` of one code (B, 1, d) that map is any from d to L D; with a code a position, position l gets W_l c_l.
     Attention at the two coarsest levels, scale and shift by the time, ResNet blocks up and down. The size is fixed:
-    InvalidInput for latents of another L, and for less than two numbers a side at the coarsest level.
+    InvalidInput for latents of another L, and for those that are too large.
 
     Soro et al., "Diffusion-Based Neural Network Weights Generation", arXiv:2402.18153.
     """
@@ -38,6 +39,9 @@ class Unet(nn.Module):
         super().__init__()
         self.shape = latent_shape(site)
         length, numbers = self.shape
+        if length * numbers * max(site.width, 64) > MOST:  # an image takes more than its numbers
+            fact = f"the denoiser 'unet' wants latents of few numbers, and these have {length * numbers:,}"
+            raise InvalidInput(fact, "use a codec such as image_vae or pca, or the denoiser token_dit")
         channels, blocks, head = SIZES[size]
         coarsest = 1 << len(channels) - 1
         self.side = -(-max(isqrt(length * numbers - 1) + 1, 2 * coarsest) // coarsest) * coarsest

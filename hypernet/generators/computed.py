@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from paramsmith.hypernet.protocols import Chosen, SamplerDesign, Site
+from paramsmith.params import Params
 from paramsmith.parts import generators
 
-from .flow import Cutting, asking, cut
+from .asking import Cutting, plain, tokens
 
 
 class Computed(Cutting):
@@ -19,25 +20,39 @@ class Computed(Cutting):
     rank: int = Field(128, ge=1, le=4096, description="of pca: numbers a network")
 
 
-class Noisy(Computed):
+class Linear(Computed):
+    """Options of `ridge`."""
+
+    alpha: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="regularisation; chosen by a held-out tenth where it is not given"
+    )
+
+
+class Nearby(Computed):
+    """Options of `nearest`."""
+
+    neighbours: int = Field(1, ge=1, le=1024, description="how many of the nearest are averaged")
+
+
+class Noisy(Nearby):
     """Options of `noise_copy`."""
 
     amplitude: float = Field(0.05, ge=0, allow_inf_nan=False, description="of the noise, relative to the weights")
 
 
-@generators("ridge", Computed)
-def ridge(options: Computed, site: Site) -> SamplerDesign:
+@generators("ridge", Linear)
+def ridge(options: Linear, site: Site) -> SamplerDesign:
     """A linear map from what is asked for to weights, by least squares with a penalty: computed from a zoo.
 
     A generator that does not beat it has learned nothing that a line does not know.
     """
-    return _computed("ridge", options, site)
+    return _computed("ridge", options, site, alpha=options.alpha)
 
 
-@generators("nearest", Computed)
-def nearest(options: Computed, site: Site) -> SamplerDesign:
+@generators("nearest", Nearby)
+def nearest(options: Nearby, site: Site) -> SamplerDesign:
     """The network of the zoo that was asked for what is nearest to this; of a head, class by class."""
-    return _computed("nearest", options, site)
+    return _computed("nearest", options, site, neighbours=options.neighbours)
 
 
 @generators("mean", Computed)
@@ -49,7 +64,8 @@ def mean(options: Computed, site: Site) -> SamplerDesign:
 @generators("noise_copy", Noisy)
 def noise_copy(options: Noisy, site: Site) -> SamplerDesign:
     """A network of the zoo with noise: the bound for what is different, and still as good."""
-    return _computed("noise_copy", options, site, amplitude=options.amplitude)
+    told = {"neighbours": options.neighbours, "amplitude": options.amplitude}
+    return _computed("noise_copy", options, site, **told)
 
 
 @generators("gaussian", Computed, paper="arXiv:2406.09413")
@@ -70,16 +86,20 @@ def kde(options: Computed, site: Site) -> SamplerDesign:
     return _computed("kde", options, site)
 
 
-@generators("prototype", Computed)
-def prototype(options: Computed, site: Site) -> SamplerDesign:
+@generators("prototype", Params)
+def prototype(options: Params, site: Site) -> SamplerDesign:
     """A head whose rows are the mean features of their classes: what a few examples give by themselves."""
-    return _computed("prototype", options, site)
+    return _computed("prototype", Computed(normaliser="none", layout="row"), site)
 
 
 def _computed(prior: str, options: Computed, site: Site, **more: object) -> SamplerDesign:
-    encoder, width, shapes = asking(site, options.shots)
-    codec = Chosen(options.codec, {"rank": options.rank} if options.codec == "pca" else {})
-    course: dict[str, object] = {"steps": 0}
+    asked = plain(options, site)
     return SamplerDesign(
-        width, cut(options, site), encoder, codec, Chosen(prior, more), condition=shapes, course=course
+        width=asked.width,
+        tokens=tokens(options, site),
+        encoder=asked.encoder,
+        codec=Chosen(options.codec, {"rank": options.rank} if options.codec == "pca" else {}),
+        prior=Chosen(prior, more),
+        condition=asked.shapes,
+        course={"steps": 0},
     )

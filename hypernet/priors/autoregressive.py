@@ -19,6 +19,8 @@ from paramsmith.hypernet.protocols import Site
 from paramsmith.params import Params
 from paramsmith.parts import priors
 
+from .arrangement import affordable
+
 _STD = 0.02  # of embeddings
 
 
@@ -69,6 +71,7 @@ class AutoregressivePrior(nn.Module):
         self.levels = latent_shape(site)[1]
         self.net = CausalTransformer(options.size)
         width = self.net.width
+        affordable(3 * self.levels * options.codes * width, "autoregressive", "take fewer codes, or fewer levels")
         self.null = NullCondition(site.width, options.dropout)
         self.asked, self.prefix = nn.Linear(site.width, width), nn.Linear(site.width, width)
         self.features, self.number = FeatureEmbedding(width, site), nn.Linear(WAVES, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal, cast
 
 import torch
@@ -48,18 +49,28 @@ class DiffusionPrior(DenoisingPrior):
     def __init__(self, options: Diffusion, site: Site) -> None:
         super().__init__(options, site)
         self.options = options
-        self.schedule = DDPMScheduler(
-            num_train_timesteps=options.times,
-            beta_start=options.beta_start,
-            beta_end=options.beta_end,
-            beta_schedule=options.betas,
-            prediction_type=options.prediction,
+        self._enough(options.steps)
+
+    @cached_property
+    def schedule(self) -> DDPMScheduler:
+        """The times of training; made when it is needed, as a prior may be built without memory."""
+        made: DDPMScheduler = DDPMScheduler(
+            num_train_timesteps=self.options.times,
+            beta_start=self.options.beta_start,
+            beta_end=self.options.beta_end,
+            beta_schedule=self.options.betas,
+            prediction_type=self.options.prediction,
             timestep_spacing="trailing",
             clip_sample=False,
             thresholding=False,
         )
-        self.alphas: list[float] = self.schedule.alphas_cumprod.double().tolist()
-        self._enough(options.steps)
+        return made
+
+    @cached_property
+    def alphas(self) -> list[float]:
+        """a_t of every time."""
+        found: list[float] = self.schedule.alphas_cumprod.double().tolist()
+        return found
 
     def loss(self, latent: Tensor, asked: Tensor, places: Places) -> Tensor:
         """Latents (B, L, D), asked (B, L or 1, d) -> the mean over all that is not padding."""

@@ -27,7 +27,7 @@ from paramsmith.hypernet.writing.stream import Outline
 
 @dataclass(frozen=True)
 class LatentMerge:
-    """What was written. `lost`: of each model, |decode(encode(w)) - w| / |w|, what its codec alone costs."""
+    """What was written. `lost`: of each model, |decode(encode(t)) - t| / |t| of its tokens t, what the codec costs."""
 
     written: Written
     weights: tuple[float, ...]
@@ -47,9 +47,9 @@ def latent_merge(
     """Write decode(sum_i w_i encode(model i)), with w scaled to sum to 1, all equal unless told.
 
     The generator gives tokenizer and codec; nothing is drawn. Models are of its target, with as many classes as the
-    first. Tensors that the generator does not make, and buffers, are those of its template and of the first model.
-    Paper: LS-Merge. InvalidInput for a generator without a codec, for a model of another target, for weights that are
-    not finite, or sum to 0.
+    first. Tensors that it does not generate, from a template, say, are averaged as they are; buffers are those of the
+    first model. InvalidInput for a generator without a codec, for a model of another target, for weights that are not
+    finite, or sum to 0.
     """
     source = source_of(generator)
     sampler = source.generator.model
@@ -57,30 +57,59 @@ def latent_merge(
         raise InvalidInput("this generator has no codec to merge with", "give one that draws weights: flow, say")
     shares = _shares(weights, len(models))
     check_apart(output, [Path(model) for model in models if Path(model).exists()])
-    spec, total, lost, origins = sampler.target(), None, [], []
-    buffers: dict[str, Tensor] = {}
-    for number, (model, share) in enumerate(zip(models, shares, strict=True)):
+    average = _Average(sampler)
+    for model, share in zip(models, shares, strict=True):
         with Checkpoint.open(model) as checkpoint, torch.no_grad(), one_thread_an_operation():
             checkpoint.fetch(list(checkpoint.tensors))
-            if number == 0:
-                spec = _spec(sampler, checkpoint)
-                buffers = {b.name: read_tensor(checkpoint, b.name) for b in spec.buffers if checkpoint.info(b.name)}
-            held = {name: values[None].to(sampler.device) for name, values in _read(checkpoint, spec).items()}
-            latent = sampler.encoded(held, spec)
-            lost.append(_lost(held, sampler.restored(latent, spec)))
-            total = share * latent.double() if total is None else total + share * latent.double()
-            origins.append(origin_of(checkpoint).model_dump(mode="json"))
-    if total is None:
-        raise InvalidInput("there are no models to merge", "name two or more")
-    with torch.no_grad(), one_thread_an_operation():
-        made = {name: values[0] for name, values in sampler.restored(total.float(), spec).items()}
+            average.add(checkpoint, share)
+    spec = average.spec
     told = asked(spec, {}, target="the generator's own", seed=0, index=0)
-    record = {"latent_merge": {"models": origins, "weights": list(shares), "lost": lost}}
-    sample = Sample(
-        sampler, Outline(spec), {}, Generation(generator=source.origin, asked=told), output, None, shard_size
-    )
-    written = write_held(sample, {**made, **buffers}, record, force=force)
-    return LatentMerge(written, shares, tuple(lost), _warnings(spec))
+    record = {"latent_merge": {"models": average.origins, "weights": list(shares), "lost": average.lost}}
+    generation = Generation(generator=source.origin, asked=told)
+    sample = Sample(sampler, Outline(spec), {}, generation, output, None, shard_size)
+    written = write_held(sample, average.result(), record, force=force)
+    return LatentMerge(written, shares, tuple(average.lost), _warnings(spec))
+
+
+class _Average:
+    """Codes, and what has none, summed up model by model, in fp64."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.spec = sampler, sampler.target()
+        self.made = {slot.name for slot in sampler.tokenizer.generated}
+        self.lost: list[float] = []
+        self.origins: list[dict[str, object]] = []
+        self._latent: Tensor | None = None
+        self._rest: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
+
+    def add(self, checkpoint: Checkpoint, share: float) -> None:
+        """One more model; the first decides how many classes there are."""
+        sampler = self.sampler
+        if self._latent is None:
+            self.spec = _spec(sampler, checkpoint)
+            names = [buffer.name for buffer in self.spec.buffers if checkpoint.info(buffer.name)]
+            self._buffers = {name: read_tensor(checkpoint, name) for name in names}
+        held, layout = _read(checkpoint, self.spec), sampler.layout(self.spec)
+        stacked = {name: values[None].to(sampler.device) for name, values in held.items()}
+        tokens = sampler.tokenizer.tokens(stacked, self.spec)
+        latent = sampler.codec.encode(tokens, layout)
+        self.lost.append(_distance(tokens, sampler.codec.decode(latent, layout)))
+        part = share * latent.double()
+        self._latent = part if self._latent is None else self._latent + part
+        for name in held.keys() - self.made:
+            part = share * held[name].double()
+            self._rest[name] = self._rest[name] + part if name in self._rest else part
+        self.origins.append(origin_of(checkpoint).model_dump(mode="json"))
+
+    def result(self) -> dict[str, Tensor]:
+        """The weights, decoded, and the buffers."""
+        if self._latent is None:
+            raise ValueError("no model was added")
+        with torch.no_grad(), one_thread_an_operation():
+            made = self.sampler.restored(self._latent.float(), self.spec)
+        weights = {slot.name: made[slot.name][0] for slot in self.spec.slots}
+        return {**weights, **{name: values.float() for name, values in self._rest.items()}, **self._buffers}
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -119,11 +148,10 @@ def _read(checkpoint: Checkpoint, spec: TargetSpec) -> dict[str, Tensor]:
     return made
 
 
-def _lost(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
-    """The relative error of a reconstruction, over all numbers."""
-    error = math.fsum(float((after[name].double() - w.double()).square().sum()) for name, w in before.items())
-    size = math.fsum(float(w.double().square().sum()) for w in before.values())
-    return math.sqrt(error / size) if size else 0.0
+def _distance(before: Tensor, after: Tensor) -> float:
+    """|after - before| / |before|."""
+    size = float(before.double().norm())
+    return float((after.double() - before.double()).norm()) / size if size else 0.0
 
 
 def _warnings(spec: TargetSpec) -> tuple[str, ...]:

@@ -176,14 +176,16 @@ class Bootstrap(Params):
         steps: list[Step] = []
         held: list[tuple[float, Weights]] = []
         for number in range(self.rounds):
-            found = []
+            found: list[float] = []
+            names: tuple[str, ...] = ()
             for candidate in range(self.k):
                 weights = draw(candidate)
                 found.append(scored(weights))
+                names = tuple(weights)
                 if not math.isnan(found[-1]):
                     held.append((found[-1], weights))
                     held = sorted(held, key=lambda pair: -pair[0])[: self.keep]  # stable: the first of equals
-            steps.append(Step(tuple(weights), tuple(found), None))
+            steps.append(Step(names, tuple(found), None))
             if number + 1 < self.rounds:
                 draw = around([weights for _, weights in held], number + 1)
         if not held:

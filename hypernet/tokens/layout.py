@@ -111,26 +111,24 @@ class Layout:
             flat = _flat(tensors[name], batch)
             strides = [flat.stride(0), *(step for _, step, _ in segment.axes)]
             values = flat.as_strided(extents, strides, flat.storage_offset() + segment.start)
-            factor = 1.0 if factors is None else factors[name]
-            if factor == 1.0:
-                place.copy_(values)
-            elif values.dtype != dtype or values.requires_grad:
-                place.copy_(values).mul_(factor)
-            else:
-                torch.mul(values, factor, out=place)
+            _copied(values, place, 1.0 if factors is None else factors[name])
         cut_up = made.view(batch, len(self), size)
         return functional.pad(cut_up, (0, self.own)) if self.own else cut_up
 
-    def tensors(self, tokens: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """(B, N, T) -> (B, *shape) by slot: all of them, or those that are named; views where they can be.
+    def tensors(
+        self, tokens: Tensor, names: Iterable[str] | None = None, factors: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
+        """(B, N, T) -> (B, *shape) by slot: all of them, or those that are named, each times its factor.
 
-        InvalidInput for tokens of another layout, and for a name of no slot that is cut.
+        Without factors they are views of the tokens, where they can be. InvalidInput for tokens of another layout, and
+        for a name of no slot that is cut.
         """
         if tokens.dim() != 3 or tokens.shape[1:] != (len(self), self.width):
             fact = f"tokens are (B, {len(self)}, {self.width}), and there are {tuple(tokens.shape)}"
             raise InvalidInput(fact, "use the layout that they were made with")
         stream = _flat(tokens[..., : self.width - self.own], len(tokens))
-        return {name: self._tensor(stream, name) for name in (self.names if names is None else names)}
+        wanted = self.names if names is None else names
+        return {name: self._tensor(stream, name, None if factors is None else factors[name]) for name in wanted}
 
     def span(self, name: str) -> slice:
         """The tokens among which the numbers of a tensor stand. InvalidInput for one that is not cut."""
@@ -140,18 +138,19 @@ class Layout:
         ends = [(s.at, s.at + sum((e - 1) * t for e, _, t in s.axes)) for s in self._segments[name]]
         return slice(min(first for first, _ in ends) // size, max(last for _, last in ends) // size + 1)
 
-    def _tensor(self, stream: Tensor, name: str) -> Tensor:
+    def _tensor(self, stream: Tensor, name: str, factor: float | None) -> Tensor:
         shape = self._shapes.get(name)
         if shape is None:
             raise _absent(name)
-        segments, batch = self._segments[name], len(stream)
-        if len(segments) == 1 and segments[0].is_whole(prod(shape)):
-            return _seen(stream, segments[0]).reshape(batch, *shape)
-        made = stream.new_empty(batch, prod(shape))
+        segments, batch, size = self._segments[name], len(stream), prod(shape)
+        if (factor is None or _learns(stream)) and len(segments) == 1 and segments[0].is_whole(size):
+            made = _seen(stream, segments[0]).reshape(batch, *shape)
+            return made if factor is None else made * factor
+        made = stream.new_empty(batch, size)
         for segment in segments:
             extents, steps = [e for e, _, _ in segment.axes], [s for _, s, _ in segment.axes]
             place = made.as_strided([batch, *extents], [made.stride(0), *steps], segment.start)
-            place.copy_(_seen(stream, segment))
+            _copied(_seen(stream, segment), place, 1.0 if factor is None else factor)
         return made.view(batch, *shape)
 
     def check(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, int]:
@@ -231,3 +230,17 @@ def _seen(stream: Tensor, segment: Segment) -> Tensor:
     extents, strides = [e for e, _, _ in segment.axes], [t for _, _, t in segment.axes]
     place = stream.storage_offset() + segment.at
     return stream.as_strided([len(stream), *extents], [stream.stride(0), *strides], place)
+
+
+def _copied(values: Tensor, place: Tensor, factor: float) -> None:
+    """Write values times a factor in one go, or in two where the type changes, or a gradient has to pass."""
+    if factor == 1.0:
+        place.copy_(values)
+    elif values.dtype != place.dtype or _learns(values):
+        place.copy_(values).mul_(factor)
+    else:
+        torch.mul(values, factor, out=place)
+
+
+def _learns(tensor: Tensor) -> bool:
+    return tensor.requires_grad and torch.is_grad_enabled()

@@ -107,9 +107,14 @@ class Normaliser(nn.Module):
         for name, moments in found.items():
             self._keep(name, moments)
 
+    @property
+    def subtracts(self) -> bool:
+        """Whether there is more to it than a factor a tensor."""
+        return self.kind in _MEANS
+
     def factors(self) -> dict[str, float] | None:
         """What each tensor is multiplied by, where that is all."""
-        if self.kind in _MEANS:
+        if self.subtracts:
             return None
         scales = self.scale.tolist() if self.kind in _SCALES else [1.0] * len(self._slots)
         return {name: 1.0 / scales[number] for name, (number, _) in self._places.items()}

@@ -109,11 +109,11 @@ class Tokenizer(nn.Module):
         generated = [name for name in wanted if self.rules[name].policy == "generate"]
         if layout.own:
             tokens = _own_undone(tokens, layout, generated)
-        cut, factors = layout.tensors(tokens, generated), self.normaliser.factors()
+        factors = self.normaliser.factors()
+        undone = None if factors is None else {name: 1.0 / factor for name, factor in factors.items()}
+        cut = layout.tensors(tokens, generated, undone)
         return {
-            name: self._restored(cut[name], by_name[name], factors)
-            if name in cut
-            else self._fixed(by_name[name], tokens)
+            name: self._restored(cut[name], by_name[name]) if name in cut else self._fixed(by_name[name], tokens)
             for name in wanted
         }
 
@@ -126,16 +126,12 @@ class Tokenizer(nn.Module):
             return {name: (tensor.double() - self.base.get(name).double()).to(dtype) for name, tensor in held.items()}
         return held
 
-    def _restored(self, tensor: Tensor, slot: Slot, factors: Mapping[str, float] | None) -> Tensor:
-        if factors is None:
-            made = self.normaliser.undo(tensor, slot.name)
-        elif factors[slot.name] != 1.0:
-            made = tensor * (1.0 / factors[slot.name])
-        else:
-            made = tensor.clone(memory_format=torch.contiguous_format)
+    def _restored(self, tensor: Tensor, slot: Slot) -> Tensor:
+        if self.normaliser.subtracts:
+            tensor = self.normaliser.undo(tensor, slot.name)
         if self.base.shapes:
-            made = made.double() + self.base.get(slot.name).double()
-        return unviewed(made, slot, self.options.views).float()
+            tensor = tensor.double() + self.base.get(slot.name).double()
+        return unviewed(tensor, slot, self.options.views).float()
 
     def _fixed(self, slot: Slot, tokens: Tensor) -> Tensor:
         """What is not generated, for every B."""

@@ -54,8 +54,8 @@ def checkpoint_card(generation: Generation, outline: Outline, name: str) -> byte
     fields: dict[str, str | Sequence[str]] = {"library_name": library, "tags": ["paramsmith", "generated-weights"]}
     sections = [
         f"# {code(name)}",
-        f"{count:,} weights in {len(outline.tensors):,} tensors, generated{_by(origin.preset)} with paramsmith, "
-        "to begin training from. Nobody has trained them.",
+        f"{count:,} weights in {len(outline.tensors):,} tensors, {_how(generation)}{_by(origin.preset)} with "
+        "paramsmith, to begin training from. Nobody has trained them.",
         *_described(origin.preset),
         "## Generated from",
         _asked(generation),
@@ -189,12 +189,31 @@ def _asked(generation: Generation) -> str:
         )
         rows.append(["condition", told])
     rows += [["classes", str(asked.classes)]] if asked.classes else []
+    rows += [["selected", code(_selection(generation))]] if _selection(generation) else []
     rows += [
         ["seed", f"{asked.seed}, sample {asked.index}"],
         ["paramsmith", code(generation.paramsmith)],
         ["torch", f"{code(generation.torch)}, {code(generation.device)}"],
     ]
     return table(["", ""], rows)
+
+
+def _how(generation: Generation) -> str:
+    """How the tensors came to be."""
+    merged = (generation.made or {}).get("latent_merge")
+    if not isinstance(merged, Mapping):
+        return "generated"
+    models = merged.get("models")
+    many = f"{len(models):,} models" if isinstance(models, Sequence) else "models"
+    return f"the average of {many} in the latent space of a generator,"
+
+
+def _selection(generation: Generation) -> str:
+    """By what it was chosen among samples, if it was."""
+    said = (generation.made or {}).get("selected")
+    return (
+        f"{said.get('selector')}, k = {said.get('k')}, by {said.get('rows')} rows" if isinstance(said, Mapping) else ""
+    )
 
 
 def _shown(origin: Origin) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,13 @@ from .stream import SHARD_SIZE
 _PIECE = 1 << 24  # bytes copied at once
 _DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
-Piece: TypeAlias = tuple[str, int, int]  # a tensor that is copied, from a byte to a byte
+
+class Piece(NamedTuple):
+    """Bytes of a tensor that are copied."""
+
+    name: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -147,20 +153,19 @@ class _Making:
         changed = {change.name for change in self.sample.onto.changes}
         kept = [tensor for tensor in self.sample.onto.tensors if tensor.name not in changed]
         return [
-            (tensor.name, start, min(start + _PIECE, tensor.nbytes))
+            Piece(tensor.name, start, min(start + _PIECE, tensor.nbytes))
             for tensor in kept
             for start in range(0, tensor.nbytes, _PIECE)
         ]
 
     def work(self, job: tuple[int, ...] | Piece, scratch: Scratch) -> None:
         """Generate a group, or copy a piece."""
-        if isinstance(job[0], str):
+        if isinstance(job, Piece):
             self._copy(job, scratch)
             return
-        group: tuple[int, ...] = job
         with torch.inference_mode(False), torch.no_grad():
-            values = self.sample.model.decoded(self.codes, group, self.spec, [self.sample.seed])[0]
-            for i, made in zip(group, values.unbind(0), strict=True):
+            values = self.sample.model.decoded(self.codes, job, self.spec, [self.sample.seed])[0]
+            for i, made in zip(job, values.unbind(0), strict=True):
                 self._arrived(self.spec.slots[i].name, made.cpu())
 
     def _copy(self, piece: Piece, scratch: Scratch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from paramsmith.device import one_thread_an_operation
+from paramsmith.device import one_thread_an_operation, pick_device
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.hypernet.protocols import Batch, Episode, Site, Target, Task
 from paramsmith.hypernet.seeding import seeded
-from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.hypernet.training.tasks import drawn
 from paramsmith.hypernet.writing.samples import sample_seed
 from paramsmith.memory import as_bytes
@@ -27,7 +27,7 @@ from paramsmith.parts import bases
 from paramsmith.progress import Progress
 
 from .index import Entry, Split
-from .member import Member, shapes_of
+from .member import Member
 from .smallness import few
 from .training import Rows, judged, trained
 from .writing import ZooWriter
@@ -80,6 +80,7 @@ def build(
     output: str | os.PathLike[str],
     *,
     force: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
     **building: object,
 ) -> Built:
@@ -88,11 +89,12 @@ def build(
     Each is trained on its episode's support and judged on its query; `building` has fields of `Building`. Networks of
     one target are trained side by side; what network i is drawn from and sees depends on `seed` and i, not on n.
     InvalidInput for a task without support, Failed for networks that leave the finite numbers, Refused for an output
-    that exists; nothing is left of a zoo that was not finished.
+    that exists; nothing is left of a zoo that was not finished. `device`: as `pick_device` takes it.
     """
     how = validated(Building, building, "the zoo", "see: paramsmith zoo build --help")
     if not 1 <= n <= 100_000_000:
         raise InvalidInput(f"a zoo of {n} networks", "give 1 or more")
+    where = str(pick_device(device))
     began, total = time.perf_counter(), n + how.test
     sums: dict[str, float] = {}
     with ZooWriter(output, force=force) as writer, one_thread_an_operation(), seeded(how.seed):
@@ -101,7 +103,7 @@ def build(
             draws = [_draw(task, i, n, how.seed) for i in range(first, min(first + _DRAWN, total))]
             for group in _groups(draws):
                 tell = _teller(progress, done, len(group), total, how.steps)
-                entries, tensors = _trained(task, group, how, tell)
+                entries, tensors = _trained(task, group, how, where, tell)
                 conditions = [draw.episode.condition for draw in group]
                 spec = group[0].episode.target.spec
                 writer.add(spec, tensors, entries, conditions, [draw.number for draw in group])
@@ -132,25 +134,20 @@ def _draw(task: Task, number: int, n: int, seed: int) -> _Draw:
 
 
 def _groups(draws: Sequence[_Draw]) -> list[list[_Draw]]:
-    """Those of one target, as many as are trained at once."""
-    known: dict[str, list[_Draw]] = {}
+    """Those of one target, as many as are trained at once; others of its shapes may compute something else."""
+    known: dict[int, list[_Draw]] = {}
     for draw in draws:
-        known.setdefault(draw.episode.target.spec.hash, []).append(draw)
+        known.setdefault(id(draw.episode.target), []).append(draw)
     groups = []
     for group in known.values():
-        numbers = sum(slot_numbers(group[0].episode.target.spec))
+        numbers = sum(math.prod(slot.shape) for slot in group[0].episode.target.spec.slots)
         several = max(1, _TOGETHER // max(1, numbers))
         groups += [group[start : start + several] for start in range(0, len(group), several)]
     return groups
 
 
-def slot_numbers(spec: TargetSpec) -> list[int]:
-    """How many numbers each tensor has."""
-    return [torch.Size(shape).numel() for shape in shapes_of(spec).values()]
-
-
 def _trained(
-    task: Task, group: Sequence[_Draw], how: Building, tell: Callable[[int], None]
+    task: Task, group: Sequence[_Draw], how: Building, device: str, tell: Callable[[int], None]
 ) -> tuple[list[Entry], dict[str, Tensor]]:
     """The networks of a group, and what is known of each."""
     target = group[0].episode.target
@@ -158,8 +155,8 @@ def _trained(
     weights = trained(
         task,
         target,
-        _starts(target, seeds),
-        Rows([draw.episode.support for draw in group], [sample_seed(draw.seed, 2) for draw in group]),
+        {name: start.to(device) for name, start in _starts(target, seeds).items()},
+        Rows([draw.episode.support for draw in group], [sample_seed(draw.seed, 2) for draw in group], device),
         steps=how.steps,
         lr=how.lr,
         batch_size=how.batch_size,

@@ -179,11 +179,3 @@ def _warnings(
     for told in lists:
         said += told[:1] + ([f"and {len(told) - 1} more like it"] if len(told) > 1 else [])
     return [text for text in said if text is not None]
-
-
-def check_apart(zoo: Zoo) -> None:
-    """InvalidInput, naming two, where networks of different splits are copies, or of one run."""
-    found = _crossing(zoo, copies(digests(zoo)))
-    if found:
-        fact = f"{found[0][0]} and {found[0][1]} belong together, and are on two sides of a split"
-        raise InvalidInput(fact, "paramsmith zoo split deals the zoo out anew")

@@ -15,8 +15,6 @@ from paramsmith.memory import as_bytes
 
 from .member import Member, check_same
 
-_RUN = 1 << 25  # bytes of one tensor read at once
-
 
 class Reader:
     """The tensors of networks, fp32. `budget` bounds the bytes that stay in memory; `held` is how many do."""
@@ -46,20 +44,27 @@ class Reader:
             self._keep(members[i], made, i)
         return made
 
-    def _fill(self, made: dict[str, Tensor], members: Sequence[Member], order: list[int]) -> None:
-        """Read those of one file, in the order of their rows."""
-        member = members[order[0]]
+    def _fill(self, made: dict[str, Tensor], members: Sequence[Member], places: list[int]) -> None:
+        """Read those of one file, in the order of their rows, each once."""
+        member = members[places[0]]
+        numbers = [members[i].entry.row or 0 for i in places]
+        rows = sorted(set(numbers))
+        labels = {row: members[i].label for row, i in zip(numbers, places, strict=True)}
+        at = {row: i for i, row in enumerate(rows)}
+        order = [at[row] for row in numbers] if len(rows) < len(numbers) else None
         with Checkpoint.open(member.path) as opened:
             if opened.fingerprint() != member.fingerprint:
                 fact = f"{printable(member.entry.path)}: changed since the zoo was opened"
                 raise Failed(fact, "leave the zoo alone during a run")
             for name, tensor in made.items():
-                for places in _runs(members, order, _row_bytes(opened, name, member)):
-                    rows = [members[i].entry.row or 0 for i in places]
-                    values = _read(opened, name, member, range(rows[0], rows[-1] + 1))
-                    self.read += values.nbytes
-                    within = [row - rows[0] for row in rows]
-                    tensor[places] = _finite(values, name, [members[i] for i in places], within).float()
+                values = _read(opened, name, rows, stacked=member.entry.row is not None)  # (rows, *shape)
+                self.read += values.nbytes
+                good = torch.isfinite(values.float().flatten(1)).all(1)
+                if not bool(good.all()):
+                    label = labels[rows[int((~good).nonzero()[0])]]
+                    fact = f"{printable(label)}: tensor {printable(name)} holds values that are not finite"
+                    raise InvalidInput(fact, "leave this checkpoint out of the zoo")
+                tensor[places] = (values if order is None else values[order]).float()
 
     def _keep(self, member: Member, made: dict[str, Tensor], i: int) -> None:
         size = 4 * member.numbers
@@ -72,44 +77,27 @@ class Reader:
         self.held += size
 
 
-def _runs(members: Sequence[Member], order: Sequence[int], row_bytes: int) -> Iterator[list[int]]:
-    """Networks in the order of their rows, cut where a row is left out, or more would be read at once than may be."""
-    most = max(1, _RUN // max(1, row_bytes))
-    run: list[int] = []
-    for i in order:
-        row = members[i].entry.row or 0
-        if run and (row > (members[run[-1]].entry.row or 0) + 1 or row - (members[run[0]].entry.row or 0) >= most):
-            yield run
-            run = []
-        run.append(i)
-    yield run
-
-
-def _row_bytes(opened: Checkpoint, name: str, member: Member) -> int:
+def _read(opened: Checkpoint, name: str, rows: Sequence[int], *, stacked: bool) -> Tensor:
+    """Rows of a tensor, (rows, *shape) as they are stored; those without a hole between them in one read."""
     info = opened.info(name)
     if info is None:
-        raise ValueError(f"{printable(member.label)}: has no tensor {printable(name)}")
-    return info.nbytes if member.entry.row is None else info.nbytes // info.shape[0]
-
-
-def _read(opened: Checkpoint, name: str, member: Member, run: range) -> Tensor:
-    """(rows, *shape), as they are stored."""
-    info = opened.info(name)
-    if info is None:
-        raise ValueError(f"{printable(member.label)}: has no tensor {printable(name)}")
-    shape = (1, *info.shape) if member.entry.row is None else (len(run), *info.shape[1:])
-    values = torch.empty(shape, dtype=torch_dtype(info.dtype))
+        raise ValueError(f"{printable(opened.label)}: has no tensor {printable(name)}")
+    values = torch.empty((len(rows), *(info.shape[1:] if stacked else info.shape)), dtype=torch_dtype(info.dtype))
     if values.numel():
-        opened.read_into(name, run.start * _row_bytes(opened, name, member), as_bytes(values))
+        size, held = values.nbytes // len(rows), as_bytes(values)
+        for start, stop in _runs(rows):
+            opened.read_into(name, rows[start] * size, held[start * size : stop * size])
     return values
 
 
-def _finite(values: Tensor, name: str, members: Sequence[Member], rows: Sequence[int]) -> Tensor:
-    """The rows of these networks. InvalidInput names the one that is not finite."""
-    chosen = values if list(rows) == list(range(len(values))) else values[list(rows)]
-    good = torch.isfinite(chosen.float().flatten(1)).all(1)
-    if not bool(good.all()):
-        label = members[int((~good).nonzero()[0])].label
-        fact = f"{printable(label)}: tensor {printable(name)} holds values that are not finite"
-        raise InvalidInput(fact, "leave this checkpoint out of the zoo")
-    return chosen
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where in sorted rows each stretch of consecutive ones begins and ends.
+
+    >>> list(_runs([3, 4, 5, 9]))
+    [(0, 3), (3, 4)]
+    """
+    start = 0
+    for i in range(1, len(rows) + 1):
+        if i == len(rows) or rows[i] != rows[i - 1] + 1:
+            yield start, i
+            start = i

@@ -99,5 +99,6 @@ def _counts(shares: Mapping[Split, float], units: int) -> dict[Split, int]:
     while sum(counts.values()) < units:
         counts[min(counts, key=excess)] += 1
     while sum(counts.values()) > units:
-        counts[max((part for part in counts if counts[part] > 1), key=excess)] -= 1
+        several: list[Split] = [part for part in counts if counts[part] > 1]
+        counts[max(several, key=excess)] -= 1
     return counts

@@ -27,7 +27,7 @@ class Rows:
     whose examples differ in shape.
     """
 
-    def __init__(self, batches: Sequence[Batch], seeds: Sequence[int]) -> None:
+    def __init__(self, batches: Sequence[Batch], seeds: Sequence[int], device: str = "cpu") -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._ahead: list[Tensor] = []
         self.lengths = torch.tensor([row_count(batch) for batch in batches])
@@ -37,12 +37,13 @@ class Rows:
         for batch in batches:
             if {name: x.shape[1:] for name, x in batch.items()} != {name: x.shape[1:] for name, x in first.items()}:
                 raise InvalidInput("the episodes' examples differ in shape", "give all of one target the same shape")
-        self._shared = {name: x for name, x in first.items() if all(_same(x, batch[name]) for batch in batches)}
+        shared = {name: x for name, x in first.items() if all(_same(x, batch[name]) for batch in batches)}
+        self._shared = {name: x.to(device) for name, x in shared.items()}
         longest = int(self.lengths.max())
         self._own = {
-            name: torch.stack([_repeated(batch[name], longest) for batch in batches])
+            name: torch.stack([_repeated(batch[name], longest) for batch in batches]).to(device)
             for name in first
-            if name not in self._shared
+            if name not in shared
         }
 
     def drawn(self, count: int) -> dict[str, Tensor]:
@@ -108,16 +109,18 @@ def judged(
     measure: Measure, what: str, target: Target, weights: Mapping[str, Tensor], batches: Sequence[Batch]
 ) -> list[float]:
     """What the task says of each of (B, *shape) weights, one after the other, as batches are of any length."""
+    device = next(iter(weights.values())).device
     found = []
-    for i, batch in enumerate(batches):
+    for i, one in enumerate(batches):
         run = partial(target.call, {name: weight[i] for name, weight in weights.items()})
+        batch = {name: x.to(device) for name, x in one.items()}
         found.append(float(scalar(call_user(measure, f"the task's {what}", run, batch), what)))
     return found
 
 
 def _rows(x: Tensor, chosen: Tensor) -> Tensor:
     """x[chosen], which takes several times as long."""
-    return x.index_select(0, chosen.flatten()).view(*chosen.shape, *x.shape[1:])
+    return x.index_select(0, chosen.flatten().to(x.device)).view(*chosen.shape, *x.shape[1:])
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -15,6 +15,8 @@ from paramsmith.hypernet.codecs.positions import sinusoids
 from paramsmith.hypernet.model import options_of
 from paramsmith.hypernet.protocols import Site
 from paramsmith.hypernet.seeding import seeded
+from paramsmith.hypernet.targets.describe import spec_of
+from paramsmith.hypernet.tokens.tokenizer import Tokenizer
 from paramsmith.parts import codecs
 from tests.hypernet.stublayout import FEATURES, batches, networks, rows, site
 
@@ -262,6 +264,28 @@ def test_a_loss_draws_from_torchs_generator_alone(name: str) -> None:
         found.append(codec.loss(tokens, layout).item())
     assert found[0] == found[1]
     assert (found[0] != found[2]) == (name != "rvq learned")
+
+
+@each
+@pytest.mark.parametrize("kind", ["row", "flat"])
+def test_targets_cut_into_tokens(name: str, kind: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    spec = spec_of(net, 3)
+    tokenizer = Tokenizer.of({"layout": kind, "width": 7}, spec)
+    rng = torch.Generator().manual_seed(0)
+    weights = {slot.name: torch.randn(12, *slot.shape, generator=rng) for slot in spec.slots}
+    tokenizer.fit(lambda: iter([(weights, spec)]))
+    layout, tokens = tokenizer.layout(spec), tokenizer.tokens(weights, spec)
+    codec = fitted(name, layout, tokens)
+    latent = codec.encode(tokens, layout)
+    assert latent.shape == (12, *codec.places(layout).mask.shape)
+    restored = tokenizer.tensors(codec.decode(latent, layout), spec)
+    assert {key: values.shape for key, values in restored.items()} == {k: v.shape for k, v in weights.items()}
+    if name in ANY_CLASSES and kind == "row":
+        wider = spec.with_classes(4)
+        drawn = torch.zeros(2, *codec.places(tokenizer.layout(wider)).mask.shape)
+        made_of = tokenizer.tensors(codec.decode(drawn, tokenizer.layout(wider)), wider)
+        assert made_of["2.weight"].shape == (2, 4, 5)
 
 
 def test_identity_is_the_tokens() -> None:

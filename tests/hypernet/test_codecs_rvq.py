@@ -193,6 +193,23 @@ def test_codes_that_nothing_uses_come_back() -> None:
     assert (vectors - books[0][nearest(vectors, books[0])]).square().mean() < 0.25 * vectors.square().mean()
 
 
+def test_numbers_that_are_not_finite_move_no_code() -> None:
+    layout = rows()
+    tokens = networks(layout, 30)
+    with seeded(0):
+        codec = rvq(Rvq(chunk=2, codes=8, learned=True, width=16, vector=4), site(layout))
+    assert isinstance(codec, LearnedRvq)
+    torch.manual_seed(0)
+    bad = torch.where(torch.arange(30)[:, None, None] == 3, torch.nan, tokens)
+    codec.train().loss(bad, layout)
+    assert (codec.books == 0).all()
+    codec.loss(tokens, layout)
+    begun = {key: value.clone() for key, value in codec.state_dict().items()}
+    assert begun["books"].any()
+    assert not torch.isfinite(codec.loss(bad, layout))
+    assert all(torch.equal(value, begun[key]) for key, value in codec.state_dict().items())
+
+
 def test_learned_codes_follow_in_training_alone() -> None:
     layout = rows()
     tokens = networks(layout, 30)

@@ -208,6 +208,27 @@ class TestDelta:
         update = made["h.d.lora_B.weight"] @ made["h.d.lora_A.weight"]
         torch.testing.assert_close(after["h.d.weight"], update)
 
+    def test_square_matrices_of_gpt2(self, tmp_path: Path) -> None:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = GPT2Config(
+            vocab_size=20, n_embd=WIDTH, n_layer=1, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0
+        )
+        model = GPT2LMHeadModel(config)
+        model.save_pretrained(tmp_path / "base")
+        name = "transformer.h.0.attn.c_proj"
+        slots = (
+            Slot(f"{name}.lora_A.weight", (2, WIDTH), "F32", "matrix", WIDTH),
+            Slot(f"{name}.lora_B.weight", (WIDTH, 2), "F32", "matrix", 2),
+        )
+        generator = Generator.build("stub", spec=TargetSpec(slots), fixed=True)
+        generate(generator, tmp_path / "out", base=tmp_path / "base", form="delta")
+        made, after = generator.sample()[0], load_file(tmp_path / "out" / "model.safetensors")
+        update = made[slots[1].name] @ made[slots[0].name]
+        torch.testing.assert_close(after[f"{name}.weight"], model.state_dict()[f"{name}.weight"] + update.T)
+        generate(generator, tmp_path / "adapter", base=tmp_path / "base", form="adapter")
+        assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+
     def test_convolutions(self) -> None:
         down, up = torch.randn(2, 3, 3, 3), torch.randn(4, 2, 1, 1)
         change = Change("w", (4, 3, 3, 3), ("a", "b"), "pair")
@@ -278,6 +299,7 @@ class TestAdapter:
         assert peft_name("e.lora_embedding_B.default") == "base_model.model.e.lora_embedding_B"
         assert peft_name("classifier.bias") == "base_model.model.classifier.bias"
 
+    @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
     def test_peft_loads_it(self, tmp_path: Path) -> None:
         peft = pytest.importorskip("peft")
         model = bert(tmp_path / "base")

@@ -209,6 +209,8 @@ def test_latents_that_are_no_codes() -> None:
 
 
 def test_what_it_cannot_do() -> None:
+    with pytest.raises(InvalidInput, match="would hold"):
+        AutoregressivePrior(Autoregressive(codes=65_536), site_of(L, 1000))
     with pytest.raises(InvalidInput, match="a tail of 6"):
         prior_of(context=6, tail=6)
     with pytest.raises(InvalidInput, match="a step a position"):

@@ -167,3 +167,8 @@ def test_causal_transformer_with_a_cache_is_as_without() -> None:
     changed[:, 5] = torch.randn(2, net.width)
     differs = ((net(changed) - whole).abs().amax((0, 2)) > 1e-3).tolist()
     assert differs == [False] * 5 + [True] * 4
+
+
+def test_a_latent_too_large_for_a_square() -> None:
+    with pytest.raises(InvalidInput, match="wants latents of few numbers, and these have 100,000,000"):
+        Unet("tiny", site_of(10_000, 10_000))

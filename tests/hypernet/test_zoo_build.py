@@ -121,6 +121,24 @@ def test_rows_are_a_networks_own() -> None:
         Rows([{"x": torch.zeros(2, 2)}, {"x": torch.zeros(2, 3)}], [0, 1])
 
 
+def test_targets_of_equal_shapes_are_not_mixed(tmp_path: Path) -> None:
+    """They may compute something else."""
+    other = Target.of(nn.Sequential(nn.Linear(3, 6), nn.Sigmoid(), nn.Linear(6, 2)))
+
+    def draw(rng: torch.Generator, split: str) -> Episode:
+        episode = blobs(rng, split, 2)
+        target = other if bool(torch.rand((), generator=rng) < 0.5) else TARGETS[2]
+        return Episode(target, {}, episode.query, episode.support)
+
+    task = FunctionTask(draw, loss, score)
+    assert build(task, 6, tmp_path / "zoo", steps=3).files == 2
+    zoo = Zoo.open(tmp_path / "zoo")
+    for member in zoo.members:
+        episode, held = episode_of(task, member), zoo.load(member)
+        found = float(loss(lambda x, to=episode.target, own=held: to.call(own, x), episode.query))
+        assert member.entry.metrics["loss"] == pytest.approx(found, rel=1e-5)
+
+
 def test_the_same_bytes_again(tmp_path: Path) -> None:
     for name in "ab":
         torch.manual_seed(ord(name))

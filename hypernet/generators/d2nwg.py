@@ -1,0 +1,62 @@
+"""D2NWG: latent diffusion of weights, asked by a data set."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from paramsmith.hypernet.protocols import Chosen, SamplerDesign, Site
+from paramsmith.params import Params
+from paramsmith.parts import generators
+
+from .asking import Cutting, Size, condition_of, plain
+
+WIDTHS = {"tiny": 256, "small": 1024, "paper": 1024}  # of a code: the numbers of the latent
+STEPS = {"tiny": (600, 100, 800), "small": (5_000, 1_000, 20_000), "paper": (30_000, 5_000, 100_000)}
+
+
+class D2nwg(Params):
+    """Options of `d2nwg`."""
+
+    size: Size = Field("tiny", description="of codec and denoiser; paper: the values of the small zoos")
+    shots: int = Field(5, ge=1, description="examples a class that a step shows")
+    scale: bool = Field(False, description="one power of two for each tensor; the paper has one constant for all")
+    guidance: bool = Field(False, description="leave out a tenth of the conditions in training; the paper does not")
+    align: bool = Field(True, description="bring codes of data sets near to latents before the diffusion is trained")
+    batch: int = Field(64, ge=1, le=65_536, description="networks a step")
+
+
+@generators("d2nwg", D2nwg, paper="arXiv:2402.18153")
+def d2nwg(options: D2nwg, site: Site) -> SamplerDesign:
+    """An autoencoder of networks as images, a set transformer over a data set, and a diffusion between the two.
+
+    The whole network is one vector, in the order of its tensors; its number of classes is fixed, and the condition does
+    not say which row of a head is whose. 1024 ancestral steps, noise is predicted, the condition is a second channel.
+
+    Soro et al., 2025, "Diffusion-Based Neural Network Weights Generation", arXiv:2402.18153.
+    """
+    name, _ = condition_of(site)
+    asked = plain(Cutting(shots=options.shots), site)
+    width = WIDTHS[options.size]
+    encoder = Chosen("set_transformer", {"shots": options.shots}) if name == "classes" else asked.encoder
+    codec, align, prior = STEPS[options.size]
+    if not options.align or name != "classes":
+        align = 0
+    stages = {"batch": options.batch, "codec_steps": codec, "align_steps": align, "align": "clip"}
+    diffusion: dict[str, object] = {
+        "denoiser": "unet",
+        "size": options.size,
+        "scheduler": "ddpm",
+        "steps": 1024,
+        "times": 1024,
+    }
+    diffusion |= {"prediction": "epsilon", "betas": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0155}
+    return SamplerDesign(
+        width=width if name == "classes" else asked.width,
+        tokens={"layout": "flat", "normaliser": "pow2" if options.scale else "none"},
+        encoder=encoder,
+        codec=Chosen("image_vae", {"size": options.size}),
+        prior=Chosen("diffusion", {**diffusion, "dropout": 0.1 if options.guidance else 0.0}),
+        objective=Chosen("stages", stages),
+        condition=asked.shapes,
+        course={"steps": codec + align + prior, "lr": 1e-3 if options.size == "tiny" else 1e-4, "ema": 0.995},
+    )
