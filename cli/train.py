@@ -42,7 +42,7 @@ def course_options(command: Command) -> Command:
 @click.command("train", short_help="Train a generator of weights.")
 @click.argument("preset", metavar="GENERATOR")
 @click.option("--tasks", metavar="FILE.PY:FUNCTION", help="What the networks are for; see the manual.")
-@click.option("--zoo", type=_FOLDER, metavar="FOLDER", help="Trained checkpoints to learn to make, instead.")
+@click.option("--zoo", type=_FOLDER, metavar="FOLDER", help="Trained checkpoints to learn to make; see the manual.")
 @click.option("--words", type=_FOLDER, metavar="FILE", help="hyperofa: word vectors; with --like, whose rows to learn.")
 @click.option("--like", metavar="MODEL", help="With --zoo: the network that they are of, for its graph.")
 @click.option("-o", "--output", type=_FOLDER, help="The folder to write.")
@@ -94,10 +94,10 @@ def _checked(output: Path | None, tasks: str | None, zoo: Path | None, words: Pa
     if output is None:
         raise InvalidInput("no output given", "add -o FOLDER")
     given = [name for name, value in (("--tasks", tasks), ("--zoo", zoo), ("--words", words)) if value is not None]
-    if len(given) != 1:
+    if len(given) != 1 and given != ["--tasks", "--zoo"]:
         fact = f"{' and '.join(given)} are given" if given else "there is nothing to learn from"
         raise InvalidInput(fact, "give --tasks file.py:function, or --zoo FOLDER")
-    if like is not None and tasks is not None:
+    if like is not None and given == ["--tasks"]:
         raise InvalidInput("--like goes with --zoo", "tasks say themselves which network they are for")
     if like is None and words is not None:
         raise InvalidInput("--words needs the model whose embeddings are learned from", "give --like MODEL")
@@ -126,17 +126,19 @@ def _values(preset: str, pairs: Sequence[tuple[str, object]]) -> dict[str, objec
 
 
 def _source(tasks: str | None, zoo: Path | None, like: str | None) -> object:
+    task = None
     if tasks is not None:
         from paramsmith.hypernet.training.tasks import load_task
 
-        return load_task(tasks, judged=False)
+        task = load_task(tasks, judged=zoo is not None)
+        if zoo is None:
+            return task
+    from paramsmith.hypernet.targets.like import open_like
     from paramsmith.hypernet.zoos.zoo import Zoo
 
-    if like is None:
-        return Zoo.open(str(zoo))
-    from paramsmith.hypernet.targets.like import open_like
-
-    return Zoo.open(str(zoo), open_like(like).spec)
+    opened = Zoo.open(str(zoo), None if like is None else open_like(like).spec)
+    opened.task = task
+    return opened
 
 
 def _of_words(

@@ -22,6 +22,7 @@ class D2nwg(Params):
     scale: bool = Field(False, description="one power of two for each tensor; the paper has one constant for all")
     guidance: bool = Field(False, description="leave out a tenth of the conditions in training; the paper does not")
     align: bool = Field(True, description="bring codes of data sets near to latents before the diffusion is trained")
+    steps: int = Field(1024, ge=1, le=1024, description="steps of sampling")
     batch: int = Field(64, ge=1, le=65_536, description="networks a step")
 
 
@@ -46,7 +47,7 @@ def d2nwg(options: D2nwg, site: Site) -> SamplerDesign:
         "denoiser": "unet",
         "size": options.size,
         "scheduler": "ddpm",
-        "steps": 1024,
+        "steps": options.steps,
         "times": 1024,
     }
     diffusion |= {"prediction": "epsilon", "betas": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0155}

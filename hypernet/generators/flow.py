@@ -19,6 +19,7 @@ class Flow(Cutting):
     codec: Literal["identity", "pca", "token_vae"] = Field("identity", description="what is drawn: tokens, or less")
     rank: int = Field(128, ge=1, le=4096, description="of pca: numbers a network")
     codec_steps: int = Field(1000, ge=1, description="of token_vae: steps of training, before the others")
+    steps: int = Field(10, ge=1, le=10_000, description="steps of sampling")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of the conditions that training leaves out")
     batch: int = Field(64, ge=1, le=65_536, description="networks a step")
 
@@ -40,7 +41,7 @@ def flow(options: Flow, site: Site) -> SamplerDesign:
         tokens=tokens(options, site),
         encoder=asked.encoder,
         codec=Chosen(options.codec, {"rank": options.rank} if options.codec == "pca" else {}),
-        prior=Chosen("flow", {"size": options.size, "dropout": options.dropout}),
+        prior=Chosen("flow", {"size": options.size, "dropout": options.dropout, "steps": options.steps}),
         objective=Chosen("stages", {"batch": options.batch, "codec_steps": codec_steps}),
         condition=asked.shapes,
         course={**course, "clip": 1.0, "ema": 0.995},

@@ -16,6 +16,7 @@ class Pdiff(Params):
 
     size: Size = Field("tiny", description="of the denoiser; paper: 64 to 512 channels")
     rank: int = Field(128, ge=1, le=4096, description="numbers that a network is encoded in")
+    steps: int = Field(1000, ge=1, le=1000, description="steps of sampling")
     batch: int = Field(50, ge=1, le=65_536, description="networks a step")
 
 
@@ -39,7 +40,7 @@ def pdiff(options: Pdiff, site: Site) -> SamplerDesign:
                 "denoiser": "unet1d",
                 "size": options.size,
                 "scheduler": "ddpm",
-                "steps": 1000,
+                "steps": options.steps,
                 "prediction": "epsilon",
                 "dropout": 0.0,
             },

@@ -11,9 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.evaluation.reconstruction import Reconstruction, check_reconstruction, reconstruction
 from paramsmith.hypernet.latents import Pairs
 from paramsmith.hypernet.sampler import Sampler
 from paramsmith.hypernet.targets.target import TargetSpec
+from paramsmith.hypernet.zoos.build import episode_of
+from paramsmith.hypernet.zoos.smallness import warn_few
 from paramsmith.hypernet.zoos.zoo import Member, Zoo
 from paramsmith.params import Params
 from paramsmith.parts import objectives
@@ -22,6 +25,7 @@ from .alignment import siglip_loss, soft_clip_loss
 
 _HELD = 1 << 26  # numbers of latents and conditions that are kept in memory, 256 MB each
 _AT_ONCE = 256  # networks encoded at once
+_JUDGED = 64  # networks by which a codec is judged
 
 
 class Stages(Params):
@@ -36,7 +40,7 @@ class Stages(Params):
 
 @dataclass(frozen=True)
 class Group:
-    """Networks of one architecture, with their numbers in the zoo."""
+    """Networks of one architecture, asked for in the same shapes, with their numbers in the zoo."""
 
     spec: TargetSpec
     members: tuple[Member, ...]
@@ -60,9 +64,11 @@ class StagesObjective:
         self.options, self.model, self.zoo = options, model, source
         self.groups = _groups(model, source)
         self.sizes = torch.tensor([len(group.members) for group in self.groups], dtype=torch.float64)
-        self._latents: dict[str, Tensor] = {}
-        self._conditions: dict[str, dict[str, Tensor]] = {}
+        self._latents: dict[tuple[int, ...], Tensor] = {}
+        self._conditions: dict[tuple[int, ...], dict[str, Tensor]] = {}
         self._fitted = False
+        self.report: Reconstruction | None = None
+        warn_few(len({member.entry.run or member.label for group in self.groups for member in group.members}))
         model.tokenizer.fit(self._networks)
         fit = getattr(model.codec, "fit", None)
         if callable(fit):
@@ -107,9 +113,27 @@ class StagesObjective:
             return
         training = self.model.training
         self.model.eval()
+        self._check_codec()
         self.model.prior.fit(self._pairs)
         self.model.train(training)
         self._fitted = True
+
+    def _check_codec(self) -> None:
+        """Failed where the codec loses too much of what networks can do; where no task tells, nothing is said."""
+        places = self.model.places(self.groups[0].spec)
+        if self.zoo.task is None or places.mask.numel() == self.model.layout(self.groups[0].spec).places.mask.numel():
+            return  # nothing is lost where a latent has all numbers
+        group = self.groups[0]
+        members = [member for member in group.members if member.entry.episode is not None][:_JUDGED]
+        if members:
+            episodes = [episode_of(self.zoo.task, member) for member in members]
+            networks = [(self.zoo.batch(members), group.spec)]
+            self.report = reconstruction(self.model, networks, self.zoo.task, episodes)
+            check_reconstruction(self.report, self.options.margin)
+
+    def result(self) -> Reconstruction | None:
+        """What the codec loses, where a task told."""
+        return self.report
 
     def _drawn(self, rng: torch.Generator) -> tuple[Group, list[int]]:
         """A group, and places within it; the same network twice only where there are fewer than a batch."""
@@ -127,16 +151,17 @@ class StagesObjective:
     @torch.no_grad()
     def _latent(self, group: Group, chosen: list[int]) -> Tensor:
         """(B, L, D), kept for all networks where there is room."""
-        key, places = group.spec.hash, self.model.places(group.spec)
+        key, places = group.numbers, self.model.places(group.spec)
         if sum(self.sizes.tolist()) * places.mask.numel() > _HELD:
-            return self.model.encoded(self._weights(group, chosen), group.spec)
+            latent: Tensor = self.model.encoded(self._weights(group, chosen), group.spec)
+            return latent
         if key not in self._latents:
             self._latents[key] = torch.cat([pair.latent for pair in self._of(group, asked=False)])
         return self._latents[key][chosen]
 
     def _condition(self, group: Group, chosen: list[int]) -> dict[str, Tensor]:
         """The condition of these networks, (B, ...) each."""
-        key, names = group.spec.hash, list(group.members[0].condition)
+        key, names = group.numbers, list(group.members[0].condition)
         if sum(group.members[0].condition[name].numel() for name in names) * len(group.members) > _HELD:
             picked = [group.members[i].condition for i in chosen]
             return {name: torch.stack([one[name] for one in picked]).to(self.model.device) for name in names}
@@ -177,9 +202,10 @@ def _groups(model: Sampler, zoo: Zoo) -> list[Group]:
     members = zoo.of("train")
     if not members:
         raise InvalidInput("the zoo has no checkpoints to train on", 'mark some with "split": "train"')
-    found: dict[str, list[int]] = {}
+    found: dict[object, list[int]] = {}
     for number, member in enumerate(members):
-        found.setdefault(member.spec.hash, []).append(number)
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in member.condition.items())
+        found.setdefault((member.spec.hash, shapes), []).append(number)
     return [
         Group(model.target(members[numbers[0]].spec), tuple(members[i] for i in numbers), tuple(numbers))
         for numbers in found.values()

@@ -65,8 +65,7 @@ class State:
             self.averages = [p.clone() for p in held]
         self.updates += 1
         share = 1 - min(decay, (1 + self.updates) / (10 + self.updates))
-        for average, weight in zip(self.averages, held, strict=True):
-            average.lerp_(weight, share)
+        torch._foreach_lerp_(self.averages, held, share)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def keep_averages(self) -> None:

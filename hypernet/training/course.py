@@ -75,4 +75,5 @@ class Course(Params):
         if self.optimizer == "sgd":
             return torch.optim.SGD(listed, lr=self.lr, momentum=self.momentum, weight_decay=decay)
         kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
-        return kind(listed, lr=self.lr, weight_decay=decay)
+        fused = all(parameter.device.type == "cpu" for parameter in listed)  # tiny models wait for their optimiser most
+        return kind(listed, lr=self.lr, weight_decay=decay, fused=fused)

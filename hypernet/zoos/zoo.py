@@ -24,7 +24,7 @@ from torch import Tensor
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.evaluation.starts import distance
-from paramsmith.hypernet.protocols import Condition, Site
+from paramsmith.hypernet.protocols import Condition, Site, Task
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import place
 
@@ -43,8 +43,11 @@ _TOGETHER = 1 << 24  # numbers read at once where the caller does not say how ma
 class Zoo:
     """Trained networks, in the order of `zoo.jsonl` or of their names.
 
-    `memory` bounds the bytes of weights that are kept once they were read.
+    `memory` bounds the bytes of weights that are kept once they were read. `task` may be set to what the networks
+    were trained for: then a codec is judged by what they can do.
     """
+
+    task: Task | None = None
 
     def __init__(self, folder: Path, members: Sequence[Member], memory: int = MEMORY) -> None:
         self.folder = folder

@@ -106,7 +106,8 @@ def test_a_step_is_what_torch_would_do() -> None:
     course = Course(steps=20, lr=0.02, weight_decay=0.1, warmup=4, schedule="cosine", clip=0.5, seed=3)
     net, other = network(), network()
     report = fit(net, Line(net), course)
-    optimiser, objective = torch.optim.AdamW(other.parameters(), lr=0.02, weight_decay=0.1), Line(other)
+    optimiser = torch.optim.AdamW(other.parameters(), lr=0.02, weight_decay=0.1, fused=True)
+    objective = Line(other)
     losses = []
     for step in range(20):
         loss = objective.loss(step, drawn(course, step))
