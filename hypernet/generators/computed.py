@@ -89,7 +89,7 @@ def kde(options: Computed, site: Site) -> SamplerDesign:
 @generators("prototype", Params)
 def prototype(options: Params, site: Site) -> SamplerDesign:
     """A head whose rows are the mean features of their classes: what a few examples give by themselves."""
-    return _computed("prototype", Computed(normaliser="none", layout="row"), site)
+    return _computed("prototype", Computed.model_validate({"normaliser": "none", "layout": "row"}), site)
 
 
 def _computed(prior: str, options: Computed, site: Site, **more: object) -> SamplerDesign:

@@ -36,7 +36,7 @@ def d2nwg(options: D2nwg, site: Site) -> SamplerDesign:
     Soro et al., 2025, "Diffusion-Based Neural Network Weights Generation", arXiv:2402.18153.
     """
     name, _ = condition_of(site)
-    asked = plain(Cutting(shots=options.shots), site)
+    asked = plain(Cutting.model_validate({"shots": options.shots}), site)
     width = WIDTHS[options.size]
     encoder = Chosen("set_transformer", {"shots": options.shots}) if name == "classes" else asked.encoder
     codec, align, prior = STEPS[options.size]
