@@ -67,7 +67,7 @@ class Sampler(WeightModel, ModelMixin):  # diffusers loads what has ModelMixin b
     def of(cls, design: SamplerDesign, site: Site, preset: Mapping[str, Any] | None = None) -> Sampler:
         """Build a design for a site. InvalidInput for a site without a target."""
         if site.spec is None:
-            raise InvalidInput("there are several architectures, and a sampler makes one", "keep a zoo for each")
+            raise InvalidInput("a sampler makes one architecture, and there is none or several", "keep a zoo for each")
         parts = {
             "encoder": saved(encoders, design.encoder),
             "codec": saved(codecs, design.codec),

@@ -63,6 +63,8 @@ class StagesObjective:
             raise InvalidInput("the objective 'stages' trains samplers", "use the preset's own objective")
         self.options, self.model, self.zoo = options, model, source
         self.groups = _groups(model, source)
+        for group in self.groups:
+            model.places(group.spec)  # a codec may refuse another number of classes: now, not after an hour
         self.sizes = torch.tensor([len(group.members) for group in self.groups], dtype=torch.float64)
         self._latents: dict[tuple[int, ...], Tensor] = {}
         self._conditions: dict[tuple[int, ...], dict[str, Tensor]] = {}

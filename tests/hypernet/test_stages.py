@@ -1,0 +1,172 @@
+"""Training samplers on a zoo: what happens in which order, what is refused, and that the condition is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from paramsmith.errors import Failed, GenerateWarning, InvalidInput
+from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet.objectives.stages import Stages, StagesObjective
+from paramsmith.hypernet.protocols import Batch, Chosen, Episode, Run, SamplerDesign
+from paramsmith.hypernet.sampler import Sampler
+from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.training.course import Course
+from paramsmith.hypernet.training.learning import train
+from paramsmith.hypernet.training.loop import fit
+from paramsmith.hypernet.zoos.build import build
+from paramsmith.hypernet.zoos.zoo import Zoo
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*some samples may be copies:paramsmith.errors.GenerateWarning"),
+]
+
+WIDTH = 4
+HEADS = {k: Target.of(nn.Linear(WIDTH, k), torch.zeros(1, WIDTH), classes=k) for k in (2, 3)}
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Telling k directions apart: examples of a class lie about it, and a head for them is easily trained."""
+
+    def episode(self, rng: torch.Generator, split: str = "train") -> Episode:
+        """Two or three directions, as many as the draw says, with twelve examples each."""
+        k = 2 + int(torch.randint(2, (), generator=rng))
+        means = 2 * torch.randn(k, 1, WIDTH, generator=rng)
+        shown, fitted, judged = (means + 0.3 * torch.randn(k, 12, WIDTH, generator=rng) for _ in range(3))
+        y = torch.arange(k).repeat_interleave(12)
+        query, support = ({"x": x.flatten(0, 1), "y": y} for x in (judged, fitted))
+        return Episode(HEADS[k], {"classes": shown}, query=query, support=support)
+
+    def loss(self, run: Run, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(run(batch["x"]), batch["y"])
+
+    def score(self, run: Run, batch: Batch) -> Tensor:
+        """The share of right answers."""
+        return (run(batch["x"]).argmax(-1) == batch["y"]).float().mean()
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Zoo:
+    """Sixty heads for two classes or three."""
+    folder = tmp_path_factory.mktemp("zoos") / "zoo"
+    build(Directions(), 60, folder, steps=60, lr=0.05)
+    return Zoo.open(folder)
+
+
+def design(codec: str = "identity", **options: object) -> SamplerDesign:
+    tokens = {"layout": "row", "normaliser": "coord", "views": ["gauge"]}
+    return SamplerDesign(
+        WIDTH,
+        tokens,
+        Chosen("prototypes", {"shots": 5}),
+        Chosen(codec, options),
+        Chosen("flow", {}),
+        condition={"classes": (0, 0, WIDTH)},
+    )
+
+
+def right(generator: Generator, wrong: bool = False) -> float:
+    """The mean score of one sample for each of some new episodes, or for the conditions of others."""
+    rng, task, scores = torch.Generator().manual_seed(5), Directions(), []
+    for i in range(12):
+        episode = task.episode(rng)
+        shown = episode.condition["classes"]
+        asked = {"classes": shown.roll(1, 0) if wrong else shown}
+        (weights,) = generator.sample(asked, seed=i, classes=len(shown))
+        scores.append(float(task.score(lambda x, w=weights: x @ w["weight"].T + w["bias"], episode.query)))
+    return sum(scores) / len(scores)
+
+
+def test_a_flow_does_what_it_is_asked(zoo: Zoo) -> None:
+    """With the classes in another order it gives the head for that order."""
+    generator = Generator.build("flow", zoo.site)
+    report = generator.fit(zoo, {"steps": 150, "warmup": 10, "log_every": 50})
+    assert report.losses[-1] < report.losses[0]
+    assert right(generator) > 0.8
+    assert right(generator, wrong=True) < 0.2
+
+
+def test_stages_come_in_order(zoo: Zoo) -> None:
+    model = Sampler.of(design("token_vae", latent=3, layers=1, width=8, heads=2), zoo.site)
+    objective = StagesObjective(Stages(codec_steps=2, align_steps=0), model, zoo)
+    assert [objective.turn(step) for step in range(4)] == ["codec", "codec", "prior", "prior"]
+    before = {name: tensor.clone() for name, tensor in model.codec.state_dict().items()}
+    fit(model, objective, Course(steps=2))
+    trained = {name: tensor.clone() for name, tensor in model.codec.state_dict().items()}
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trained.items())
+    objective = StagesObjective(Stages(codec_steps=0), model, zoo)
+    fit(model, objective, Course(steps=2))
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in model.codec.state_dict().items())
+
+
+def test_a_codec_that_loses_too_much_is_refused(zoo: Zoo) -> None:
+    model = Sampler.of(design("pca", per="token", rank=1), zoo.site)
+    judged = Zoo.open(zoo.folder)
+    judged.task = Directions()
+    with pytest.raises(Failed, match=r"the codec loses 0\.\d+ of the score"):
+        fit(model, StagesObjective(Stages(margin=0.02), model, judged), Course(steps=1))
+    objective = StagesObjective(Stages(margin=1.0), model, judged)
+    fit(model, objective, Course(steps=1))
+    told = objective.result()
+    assert told is not None
+    assert told.lost is not None
+    assert told.lost > 0.02
+
+
+def test_few_networks_are_warned_of(zoo: Zoo) -> None:
+    few = Zoo(zoo.folder, zoo.members[:8])
+    with pytest.warns(GenerateWarning, match="8 networks are few .* expect copies"):
+        Generator.build("mean", zoo.site).fit(few)
+
+
+def test_the_same_numbers_after_an_interruption(zoo: Zoo, tmp_path: Path) -> None:
+    course = {"steps": 30, "log_every": 5}
+    whole = train("flow", zoo, tmp_path / "whole", course=course)
+    seen = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal seen
+        seen = done
+        if done == 17:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paramsmith.resumable.Resumable.due", lambda self: True)
+        patch.setattr("paramsmith.hypernet.training.loop.SAVING", 1e9)
+        with pytest.raises(KeyboardInterrupt):
+            train("flow", zoo, tmp_path / "cut", course=course, progress=stop)
+    again = train("flow", zoo, tmp_path / "cut", course=course)
+    assert seen == 17
+    assert again.fit.losses == whole.fit.losses
+    held, other = (each.generator.model.state_dict() for each in (whole, again))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in held.items())
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda zoo: Generator.build("flow", condition={"classes": (0, 5, WIDTH)}), "a sampler makes one architecture"),
+        (lambda zoo: Generator.build("flow", zoo.site).fit(Directions()), "learns from a zoo"),
+        (lambda zoo: Generator.build("flow", zoo.site).sample(), "lacks 'classes'"),
+        (
+            lambda zoo: Generator.build("flow", zoo.site).sample({"classes": torch.zeros(3, 5, WIDTH)}, classes=2),
+            "the condition is for 3 classes",
+        ),
+        (
+            lambda zoo: Generator.build("flow", zoo.site).sample({"classes": torch.zeros(2, 5, 7)}, classes=2),
+            "has the shape 2x5x7",
+        ),
+        (lambda zoo: Generator.build("gaussian", zoo.site, codec="pca").fit(zoo), "the codec .pca. was made for"),
+    ],
+)
+def test_what_does_not_fit(zoo: Zoo, made: object, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        made(zoo)  # type: ignore[operator]
