@@ -31,6 +31,7 @@ class Linear(Computed):
 class Nearby(Computed):
     """Options of `nearest`."""
 
+    members: int | None = Field(None, ge=1, le=1_000_000, description="networks that are kept; about 1024, evenly")
     neighbours: int = Field(1, ge=1, le=1024, description="how many of the nearest are averaged")
 
 
@@ -52,7 +53,7 @@ def ridge(options: Linear, site: Site) -> SamplerDesign:
 @generators("nearest", Nearby)
 def nearest(options: Nearby, site: Site) -> SamplerDesign:
     """The network of the zoo that was asked for what is nearest to this; of a head, class by class."""
-    return _computed("nearest", options, site, neighbours=options.neighbours)
+    return _computed("nearest", options, site, neighbours=options.neighbours, members=options.members)
 
 
 @generators("mean", Computed)
@@ -64,7 +65,7 @@ def mean(options: Computed, site: Site) -> SamplerDesign:
 @generators("noise_copy", Noisy)
 def noise_copy(options: Noisy, site: Site) -> SamplerDesign:
     """A network of the zoo with noise: the bound for what is different, and still as good."""
-    told = {"neighbours": options.neighbours, "amplitude": options.amplitude}
+    told = {"neighbours": options.neighbours, "members": options.members, "amplitude": options.amplitude}
     return _computed("noise_copy", options, site, **told)
 
 

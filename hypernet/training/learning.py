@@ -29,7 +29,7 @@ from paramsmith.resumable import Resumable
 from paramsmith.statistics import weights_digest
 
 from .course import Course
-from .loop import FitReport, fit
+from .loop import FitReport, check_steps, fit
 from .metrics import FILE, Log
 from .tasks import is_task, site_of
 
@@ -85,6 +85,7 @@ def train(
     design = generator.design()
     chosen = validated(Course, {**design.course, **(course or {})}, "the course", "see: paramsmith train --help")
     objective = objective_for(design, generator, source)
+    check_steps(objective, chosen)
     hypernetwork: nn.Module = generator.model
     key = _key(hypernetwork, design, chosen, source)
     logs = path.parent / f"{path.name}.logs"

@@ -88,6 +88,7 @@ def fit(
     may have a keeper.
     """
     check_tracker(course.tracker)
+    check_steps(objective, course)
     with (
         threads_an_operation(course.threads),
         accelerated(course, logs) as accelerator,
@@ -95,6 +96,12 @@ def fit(
     ):
         run = _Run(hypernetwork, objective, course, accelerator, keeper)
         return run.to_the_end(progress, [track, *([log] if log else [])])
+
+
+def check_steps(objective: Objective, course: Course) -> None:
+    """InvalidInput for a training of no steps, where something is trained and not only computed."""
+    if not course.steps and objective.turns():
+        raise InvalidInput("there is something to train, and 0 steps to do it in", "give --steps 1 or more")
 
 
 class _Run:
@@ -111,8 +118,6 @@ class _Run:
         self.objective, self.course, self.accelerator, self.keeper = objective, course, accelerator, keeper
         self.hypernetwork = hypernetwork.to(accelerator.device)
         turns = make_turns(objective, course)
-        if turns and not course.steps:
-            raise InvalidInput("there is something to train, and no step to do it in", "give --steps 1 or more")
         for parameter in (p for turn in turns.values() for p in turn.parameters):
             parameter.data = parameter.data.to(accelerator.device)
         self.state = State(self.hypernetwork, objective, turns, accelerator)

@@ -308,7 +308,7 @@ def test_an_existing_output(here: Path) -> None:
 WRONG = {
     "no output": (2, ["mip", "--tasks", "TASKS:number"], "no output given"),
     "nothing to learn from": (2, ["mip", "-o", "OUT"], "there is nothing to learn from"),
-    "two things": (2, ["mip", "--tasks", "TASKS:number", "--zoo", "HERE", "-o", "OUT"], "--tasks and --zoo are given"),
+    "two things": (2, ["mip", "--words", "HERE/w.vec", "--zoo", "HERE", "-o", "OUT"], "--zoo and --words are given"),
     "like": (2, ["mip", "--tasks", "TASKS:number", "--like", "HERE", "-o", "OUT"], "--like goes with --zoo"),
     "words of nothing": (2, ["hyperofa", "--words", "TASKS", "-o", "OUT"], "--words needs the model"),
     "no such preset": (2, ["mpi", "--tasks", "TASKS:number", "-o", "OUT"], "no generator is called 'mpi'"),

@@ -173,6 +173,7 @@ def test_one_batch_is_learned(denoiser: Any, steps: int, little: None) -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_two_modes_are_sampled(little: None) -> None:
     torch.manual_seed(1)
     prior, places = DiffusionPrior(Diffusion(), site_of(1, 1)), places_of(1, 1)
