@@ -4,8 +4,8 @@ A graph hypernetwork is trained on small perceptrons, or small vision transforme
 weights of shapes that were not among them: as wide and deep as those, wider, deeper. Each is trained on, beside fresh
 inits, a network of the nearest shape that was trained, and, in the table, with the best learning rate for each.
 
-Perceptrons, 3 seeds, 1,500 steps, 2 to 12 minutes on a core of a shared AMD EPYC: the share read right without training,
-and the steps until 0.9 are, where a fresh start takes 50, 30, 30 and 230 and the nearest trained network 10, 20, 15 and 60:
+Perceptrons, 3 seeds, 1,500 steps, 2 to 12 minutes on a core of a shared AMD EPYC: the share read right untrained, and
+the steps to 0.9, where a fresh start takes 50, 30, 30 and 230 and the nearest trained network 10, 20, 15 and 60:
 
     2 x 32     0.91 0.86 0.93     0 40 0           as deep and as wide as those it was trained on
     1 x 128    0.92 0.77 0.89     0 25 5           wider
