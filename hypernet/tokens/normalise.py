@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from paramsmith.hypernet.moments import Moments
 from paramsmith.hypernet.targets.target import Slot
 
 Kind: TypeAlias = Literal["none", "pow2", "meanstd64", "coord", "center", "token"]
@@ -40,30 +40,6 @@ _SCALES: dict[Kind, Per] = {
 _CONSTANT = 1e-7  # of the mean: a standard deviation below is rounding
 _LEAST = 1e-3  # of that of its tensor: what an entry counts as varying by at least
 _MOST_LOG = 30.0  # that a token's own may be
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of `count` numbers an entry: mean, and the sum of squared differences from it. fp64."""
-
-    count: int
-    mean: Tensor
-    squares: Tensor
-
-    @classmethod
-    def of(cls, values: Tensor, axes: Sequence[int]) -> Moments:
-        """Over some axes, which are kept with length 1."""
-        wide = values.detach().double()
-        mean = wide.mean(tuple(axes), keepdim=True)
-        return cls(
-            prod(values.shape[axis] for axis in axes), mean, (wide - mean).square_().sum(tuple(axes), keepdim=True)
-        )
-
-    def with_more(self, other: Moments) -> Moments:
-        """Of both together (Chan, Golub and LeVeque): what lies between their means counts too."""
-        count, gap = self.count + other.count, other.mean - self.mean
-        mean = self.mean + gap * (other.count / count)
-        return Moments(count, mean, self.squares + other.squares + gap.square() * (self.count * other.count / count))
 
 
 class Normaliser(nn.Module):
@@ -102,7 +78,7 @@ class Normaliser(nn.Module):
         found: dict[str, Moments] = {}
         for tensors in networks:
             for name, slot in self._slots.items():
-                told = Moments.of(tensors[name], self._axes(slot))
+                told = Moments.of(tensors[name], self._axes(slot), keep=True)
                 found[name] = found[name].with_more(told) if name in found else told
         for name, moments in found.items():
             self._keep(name, moments)
