@@ -41,7 +41,7 @@ def ghn3(options: GHN3, site: Site) -> Design:
     arXiv:2303.04143.
     """
     width, layers, heads = SIZES[options.size]
-    classes = options.classes or classes_of(site) or 1000
+    classes = options.classes or (site.spec and site.spec.classes) or 1000
     graph: dict[str, object] = {
         "layers": options.layers or layers,
         "heads": options.heads or heads,
@@ -60,9 +60,3 @@ def ghn3(options: GHN3, site: Site) -> Design:
         fixed=False,
         course={"steps": 5000, "lr": 4e-4, "weight_decay": 1e-2, "warmup": 100, "schedule": "cosine", "clip": 5.0},
     )
-
-
-def classes_of(site: Site) -> int | None:
-    """How many classes the target of a site has, if there is one and it has any."""
-    axes = ((slot.shape, slot.class_axis) for slot in (site.spec.slots if site.spec else ()))
-    return next((shape[axis] for shape, axis in axes if axis is not None), None)

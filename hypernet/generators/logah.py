@@ -10,8 +10,6 @@ from paramsmith.hypernet.protocols import Chosen, Design, Site
 from paramsmith.params import Params
 from paramsmith.parts import generators
 
-from .ghn3 import classes_of
-
 # width, layers, heads, rank
 SIZES = {"T": (64, 3, 8, 32), "S": (128, 5, 16, 90), "B": (256, 5, 16, 128), "L": (256, 12, 16, 256)}
 
@@ -58,7 +56,7 @@ def logah(options: LoGAH, site: Site) -> Design:
         "max_distance": options.max_distance,
         "features": parts["features"],
     }
-    classes = classes_of(site)
+    classes = site.spec.classes if site.spec else None
     if parts["features"] == "buckets" and classes:
         graph["classes"] = classes
     lr = 3e-4 if options.paper or options.size != "T" else 1e-3

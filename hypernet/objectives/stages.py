@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from paramsmith.hypernet.latents import Pairs
 from paramsmith.hypernet.sampler import Sampler
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.hypernet.zoos.build import episode_of
-from paramsmith.hypernet.zoos.smallness import warn_few
+from paramsmith.hypernet.zoos.smallness import run_count, warn_few
 from paramsmith.hypernet.zoos.zoo import Member, Zoo
 from paramsmith.params import Params
 from paramsmith.parts import objectives
@@ -46,6 +46,12 @@ class Group:
     members: tuple[Member, ...]
     numbers: tuple[int, ...]
 
+    @property
+    def parts(self) -> Iterator[list[int]]:
+        """Places within it, as many as are encoded at once."""
+        for start in range(0, len(self.members), _AT_ONCE):
+            yield list(range(start, min(start + _AT_ONCE, len(self.members))))
+
 
 @objectives("stages", Stages)
 class StagesObjective:
@@ -66,11 +72,11 @@ class StagesObjective:
         for group in self.groups:
             model.places(group.spec)  # a codec may refuse another number of classes: now, not after an hour
         self.sizes = torch.tensor([len(group.members) for group in self.groups], dtype=torch.float64)
-        self._latents: dict[tuple[int, ...], Tensor] = {}
-        self._conditions: dict[tuple[int, ...], dict[str, Tensor]] = {}
+        self._latents: dict[int, Tensor] = {}  # by the number of a group's first network
+        self._conditions: dict[int, dict[str, Tensor]] = {}
         self._fitted = False
         self.report: Reconstruction | None = None
-        warn_few(len({member.entry.run or member.label for group in self.groups for member in group.members}))
+        warn_few(run_count(source.of("train")))
         model.tokenizer.fit(self._networks)
         fit = getattr(model.codec, "fit", None)
         if callable(fit):
@@ -122,14 +128,14 @@ class StagesObjective:
 
     def _check_codec(self) -> None:
         """Failed where the codec loses too much of what networks can do; where no task tells, nothing is said."""
-        places = self.model.places(self.groups[0].spec)
-        if self.zoo.task is None or places.mask.numel() == self.model.layout(self.groups[0].spec).places.mask.numel():
-            return  # nothing is lost where a latent has all numbers
         group = self.groups[0]
-        members = [member for member in group.members if member.entry.episode is not None][:_JUDGED]
-        if members:
-            episodes = [episode_of(self.zoo.task, member) for member in members]
-            networks = [(self.zoo.batch(members), group.spec)]
+        places, whole = self.model.places(group.spec), self.model.layout(group.spec).places
+        if self.zoo.task is None or places.mask.numel() == whole.mask.numel():
+            return  # nothing is lost where a latent has all numbers
+        known = [i for i, member in enumerate(group.members) if member.entry.episode is not None][:_JUDGED]
+        if known:
+            episodes = [episode_of(self.zoo.task, group.members[i]) for i in known]
+            networks = [(self._weights(group, known), group.spec)]
             self.report = reconstruction(self.model, networks, self.zoo.task, episodes)
             check_reconstruction(self.report, self.options.margin)
 
@@ -153,8 +159,8 @@ class StagesObjective:
     @torch.no_grad()
     def _latent(self, group: Group, chosen: list[int]) -> Tensor:
         """(B, L, D), kept for all networks where there is room."""
-        key, places = group.numbers, self.model.places(group.spec)
-        if sum(self.sizes.tolist()) * places.mask.numel() > _HELD:
+        key = group.numbers[0]
+        if key not in self._latents and int(self.sizes.sum()) * self.model.places(group.spec).mask.numel() > _HELD:
             latent: Tensor = self.model.encoded(self._weights(group, chosen), group.spec)
             return latent
         if key not in self._latents:
@@ -163,20 +169,22 @@ class StagesObjective:
 
     def _condition(self, group: Group, chosen: list[int]) -> dict[str, Tensor]:
         """The condition of these networks, (B, ...) each."""
-        key, names = group.numbers, list(group.members[0].condition)
-        if sum(group.members[0].condition[name].numel() for name in names) * len(group.members) > _HELD:
-            picked = [group.members[i].condition for i in chosen]
-            return {name: torch.stack([one[name] for one in picked]).to(self.model.device) for name in names}
+        key, first = group.numbers[0], group.members[0].condition
         if key not in self._conditions:
-            stacked = {name: torch.stack([m.condition[name] for m in group.members]) for name in names}
-            self._conditions[key] = {name: tensor.to(self.model.device) for name, tensor in stacked.items()}
+            if sum(first[name].numel() for name in first) * len(group.members) > _HELD:
+                return self._stacked([group.members[i] for i in chosen])
+            self._conditions[key] = self._stacked(group.members)
         return {name: tensor[chosen] for name, tensor in self._conditions[key].items()}
+
+    def _stacked(self, members: Sequence[Member]) -> dict[str, Tensor]:
+        """Their conditions, (B, ...) each."""
+        names = members[0].condition
+        return {name: torch.stack([m.condition[name] for m in members]).to(self.model.device) for name in names}
 
     def _of(self, group: Group, asked: bool = True) -> Iterator[Pairs]:
         """Latents of a group, batch by batch, and what was asked for."""
         places = self.model.places(group.spec)
-        for start in range(0, len(group.members), _AT_ONCE):
-            chosen = list(range(start, min(start + _AT_ONCE, len(group.members))))
+        for chosen in group.parts:
             latent = self.model.encoded(self._weights(group, chosen), group.spec)
             codes = latent.new_zeros(len(chosen), 1, 0)
             if asked:
@@ -190,8 +198,8 @@ class StagesObjective:
 
     def _networks(self) -> Iterator[tuple[dict[str, Tensor], TargetSpec]]:
         for group in self.groups:
-            for start in range(0, len(group.members), _AT_ONCE):
-                yield self._weights(group, range(start, min(start + _AT_ONCE, len(group.members)))), group.spec
+            for chosen in group.parts:
+                yield self._weights(group, chosen), group.spec
 
     @torch.no_grad()
     def _tokens(self) -> Iterator[tuple[Tensor, object]]:

@@ -200,8 +200,6 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def _classes_of(spec: TargetSpec, own: TargetSpec) -> int:
     """The number of classes of a target. InvalidInput where it differs from one's own in more than that."""
-    classes = next((slot.shape[slot.class_axis] for slot in spec.slots if slot.class_axis is not None), None)
-    known = any(slot.class_axis is not None for slot in own.slots)
-    if classes is None or not known or own.with_classes(classes) != spec:
+    if spec.classes is None or own.classes is None or own.with_classes(spec.classes) != spec:
         raise InvalidInput("these tokens were made for another target", "only the number of classes may be another")
-    return classes
+    return spec.classes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,8 +12,8 @@ from paramsmith.errors import InvalidInput
 from .align import SHARED, shared_order
 from .contents import copies, digests
 from .index import SPLITS
-from .member import Member, classes_of
-from .smallness import few
+from .member import Member
+from .smallness import few, run_count
 from .zoo import Zoo, architectures
 
 _TOGETHER = 64  # networks read at once
@@ -81,14 +80,12 @@ def inspect(zoo: Zoo) -> Inspection:
     changed = tuple(label for label, digest in stated.items() if found[label] not in (None, digest))
     crossing = _crossing(zoo, same)
     order = None if bad else _order(zoo)
-    runs = {(m.entry.task, m.entry.run) for m in zoo.members if m.entry.run is not None}
-    alone = sum(m.entry.run is None for m in zoo.members)
     return Inspection(
         networks=len(zoo),
         architectures=kinds,
         order=order,
         tasks=len({m.entry.task for m in zoo.members if m.entry.task is not None}),
-        runs=len(runs) + alone,
+        runs=run_count(zoo.members),
         splits={split: len(zoo.of(split)) for split in SPLITS},
         condition=zoo.site.condition,
         metrics=_metrics(zoo.members),
@@ -118,7 +115,7 @@ def _architecture(zoo: Zoo, members: Sequence[Member]) -> Architecture:
         count,
         sum(torch.Size(slot.shape).numel() for slot in spec.slots),
         len(spec.slots),
-        classes_of(spec),
+        spec.classes,
         together / (count * squares) if squares > 0 else None,
     )
 
@@ -164,8 +161,8 @@ def _warnings(
     bad: Sequence[str],
     changed: Sequence[str],
 ) -> list[str]:
-    runs = Counter((m.entry.task, m.entry.run or m.label) for m in zoo.of("train"))
-    said = [few(len(runs))] if runs else ["no network is to train on"]
+    runs = run_count(zoo.of("train"))
+    said = [few(runs)] if runs else ["no network is to train on"]
     if zoo.site.spec is None:
         said.append("the networks are of several architectures: a sampler learns one")
     if order is not None and order < SHARED:

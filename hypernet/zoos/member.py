@@ -72,11 +72,6 @@ def shapes_of(spec: TargetSpec) -> Shapes:
     return {slot.name: slot.shape for slot in spec.slots}
 
 
-def classes_of(spec: TargetSpec) -> int | None:
-    """How many classes a target has; None where no layer is known to be its head."""
-    return next((slot.shape[slot.class_axis] for slot in spec.slots if slot.class_axis is not None), None)
-
-
 def but_for_classes(spec: TargetSpec, shapes: Shapes) -> TargetSpec | None:
     """The target with the number of classes that tensors of these shapes have; None where they are of another."""
     head = next((slot for slot in spec.slots if slot.class_axis is not None), None)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 from paramsmith.errors import GenerateWarning
 
+from .member import Member
+
 _COPIES, _MANY = 20, 200  # measured: of 20 networks 98 % of samples were copies, of 100 54 %, of 600 none
+
+
+def run_count(members: Iterable[Member]) -> int:
+    """How many runs networks come from, counted task by task; one whose run is not known is a run of its own."""
+    told = [(member.entry.task, member.entry.run, member.label) for member in members]
+    return len({(task, "network", label) if run is None else (task, "run", run) for task, run, label in told})
 
 
 def few(networks: int) -> str | None:
