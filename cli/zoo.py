@@ -14,6 +14,7 @@ from .task_options import check_apart
 
 if TYPE_CHECKING:
     from paramsmith.hypernet.zoos.inspection import Inspection
+    from paramsmith.hypernet.zoos.zoo import Zoo
 
 _PATH = click.Path(path_type=Path)
 _SHARE = click.FloatRange(0, 1)
@@ -26,7 +27,8 @@ _force = click.option("--force", is_flag=True, help="Replace an existing output.
 def command() -> None:
     """Trained networks, and what is known of each, for a generator to learn from.
 
-    A zoo is a folder of checkpoints, with `zoo.jsonl` saying what is known of them.
+    A zoo is a folder of checkpoints, with `zoo.jsonl` saying what is known of them; or this list alone, of networks of
+    the Hub: {"path": "hf://user/repo@revision"}.
     """
 
 
@@ -81,10 +83,9 @@ def build_command(
 def inspect_command(zoo: Path) -> None:
     """Read a whole zoo: its architectures, tasks, runs, splits and metrics; copies; whether networks are aligned."""
     from paramsmith.hypernet.zoos.inspection import inspect
-    from paramsmith.hypernet.zoos.zoo import Zoo
 
     with told_warnings(GenerateWarning):
-        found = inspect(Zoo.open(str(zoo)))
+        found = inspect(_opened(zoo))
     if wants_json():
         return show_json(found.to_json())
     _show(found)
@@ -99,11 +100,14 @@ def inspect_command(zoo: Path) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No closing line.")
 @json_option
 def split_command(zoo: Path, validation: float, test: float, seed: int, quiet: bool) -> None:
-    """Write the splits of `zoo.jsonl` anew: whole tasks, or whole runs where the tasks are too few."""
-    from paramsmith.hypernet.zoos.splitting import save_index, split
-    from paramsmith.hypernet.zoos.zoo import Zoo
+    """Write the splits of `zoo.jsonl` anew: whole tasks, or whole runs where the tasks are too few.
 
-    made = split(Zoo.open(str(zoo)), {"validation": validation, "test": test}, seed)
+    A network of the Hub gets the commit that its revision means now.
+    """
+    from paramsmith.hypernet.zoos.splitting import save_index, split
+
+    with told_warnings(GenerateWarning):
+        made = split(_opened(zoo, quiet), {"validation": validation, "test": test}, seed)
     save_index(made)
     counts = {name: len(made.of(name)) for name in ("train", "validation", "test")}
     if wants_json():
@@ -127,10 +131,9 @@ def align_command(zoo: Path, output: Path | None, rounds: int, seed: int, force:
         raise InvalidInput("no output given", "add -o FOLDER")
     check_apart(output, str(zoo))
     from paramsmith.hypernet.zoos.align import align
-    from paramsmith.hypernet.zoos.zoo import Zoo
 
     with told_warnings(GenerateWarning):
-        found = align(Zoo.open(str(zoo)), output, rounds=rounds, seed=seed, force=force)
+        found = align(_opened(zoo, quiet), output, rounds=rounds, seed=seed, force=force)
     if wants_json():
         return show_json(found.to_json())
     if not quiet:
@@ -138,6 +141,15 @@ def align_command(zoo: Path, output: Path | None, rounds: int, seed: int, force:
         after = "" if found.shared else f" before, {_percent(1 - found.after)} now"
         click.echo(f"{printable(found.output, 2000)}: {found.networks:,} networks, {told}{after}")
     return None
+
+
+def _opened(folder: Path, quiet: bool = False) -> Zoo:
+    """The zoo, with what of it is on the Hub fetched."""
+    from paramsmith.hypernet.zoos.zoo import Zoo
+    from paramsmith.progress import bar
+
+    with bar(not quiet) as progress:
+        return Zoo.open(str(folder), progress=progress)
 
 
 def _percent(share: float | None) -> str:
@@ -149,7 +161,8 @@ def _show(found: Inspection) -> None:
     click.echo(f"{found.networks:,} networks, {found.tasks:,} tasks, {found.runs:,} runs; {splits}")
     asked = ", ".join(f"{printable(name)} {_shape(shape)}" for name, shape in found.condition.items())
     click.echo(f"condition: {asked or 'none'}")
-    click.echo(f"units in one order: {_percent(found.order) or 'not known'}\n")
+    order = None if found.order is None else max(0.0, found.order)  # by chance it may be a little less
+    click.echo(f"units in one order: {_percent(order) or 'not known'}\n")
     columns = ("architecture", "networks", "numbers", "tensors", "classes", "explained by the mean")
     rows = [
         (a.hash[:12], a.networks, a.numbers, a.tensors, a.classes or "", _percent(a.explained))

@@ -36,34 +36,42 @@ class SetEncoder(nn.Module):
 
     def __init__(self, options: Set, site: Site) -> None:
         super().__init__()
-        shape = site.condition.get("set", ())
-        if len(shape) != 2 or not shape[1]:
-            raise InvalidInput("the encoder 'set' wants a condition `set` of (n, dim) numbers", "give sets of vectors")
-        self.dim = shape[1]
+        self.dim = dim_of(site, "set")
         self.phi = nn.Sequential(*_layers([self.dim, *options.each]))
         self.rho = nn.Sequential(*_layers([options.each[-1], *options.together, site.width])[:-1])
 
     def forward(self, condition: Condition, spec: TargetSpec) -> Tensor:
         """(B, 1, width)."""
-        members, mask = self._checked(condition)  # (B, n, dim), (B, n, 1)
+        members, there = members_of(condition, self.dim)  # (B, n, dim), (B, n)
+        mask = there[..., None]
         told = torch.where(mask, self.phi(members), 0.0)  # (B, n, h)
         code: Tensor = self.rho(told.sum(1) / mask.sum(1).clamp_min(1))
         return code[:, None]
 
-    def _checked(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        found = condition.get("set")
-        if found is None or found.dim() != 3 or found.shape[2] != self.dim:
-            told = "nothing" if found is None else "x".join(map(str, found.shape))
-            raise InvalidInput(f"a condition is `set`, (B, n, {self.dim}), and there is {told}", "give a set for each")
-        mask = condition.get("mask")
-        mask = torch.ones_like(found[..., 0], dtype=torch.bool) if mask is None else mask.bool()
-        if mask.shape != found.shape[:2]:
-            fact = f"the mask of a condition is {'x'.join(map(str, mask.shape))}, for sets {tuple(found.shape[:2])}"
-            raise InvalidInput(fact, "one number for each member, 0 where there is none")
-        members = torch.where(mask[..., None], found, 0.0)  # whatever stands where nothing is
-        if not bool(torch.isfinite(members).all()):
-            raise InvalidInput("a set of the condition holds a number that is not finite", "give finite numbers")
-        return members, mask[..., None]
+
+def dim_of(site: Site, name: str) -> int:
+    """The width of the vectors of a condition `set`, for the encoder `name`. InvalidInput where there is none."""
+    shape = site.condition.get("set", ())
+    if len(shape) != 2 or not shape[1]:
+        raise InvalidInput(f"the encoder '{name}' wants a condition `set` of (n, dim) numbers", "give sets of vectors")
+    return shape[1]
+
+
+def members_of(condition: Condition, dim: int) -> tuple[Tensor, Tensor]:
+    """`set` (B, n, dim), 0 where nothing is, and `mask` (B, n). InvalidInput for what is not so, or not finite."""
+    found = condition.get("set")
+    if found is None or found.dim() != 3 or found.shape[2] != dim:
+        told = "nothing" if found is None else "x".join(map(str, found.shape))
+        raise InvalidInput(f"a condition is `set`, (B, n, {dim}), and there is {told}", "give a set for each")
+    mask = condition.get("mask")
+    mask = torch.ones_like(found[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+    if mask.shape != found.shape[:2]:
+        fact = f"the mask of a condition is {'x'.join(map(str, mask.shape))}, for sets {tuple(found.shape[:2])}"
+        raise InvalidInput(fact, "one number for each member, 0 where there is none")
+    members = torch.where(mask[..., None], found, 0.0)  # whatever stands where nothing is
+    if not bool(torch.isfinite(members).all()):
+        raise InvalidInput("a set of the condition holds a number that is not finite", "give finite numbers")
+    return members, mask
 
 
 def _layers(widths: list[int]) -> list[nn.Module]:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.encoders.set import dim_of, members_of
 from paramsmith.hypernet.protocols import Condition, Site
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.params import Params
@@ -42,9 +43,7 @@ class WordsEncoder(nn.Module):
 
     def __init__(self, options: Words, site: Site) -> None:
         super().__init__()
-        if "set" not in site.condition or len(site.condition["set"]) != 2:
-            raise InvalidInput("the encoder 'words' wants a condition `set` of (n, dim)", "give sets of vectors")
-        self.dim = site.condition["set"][1]
+        self.dim = dim_of(site, "words")
         self.kind, hidden = options.kind, options.hidden
         self.register_buffer("centre", torch.zeros(self.dim))
         self.register_buffer("spread", torch.ones(()))
@@ -68,29 +67,14 @@ class WordsEncoder(nn.Module):
 
     def forward(self, condition: Condition, spec: TargetSpec) -> Tensor:
         """(B, 1, width)."""
-        words, mask = self._checked(condition)
+        words, mask = members_of(condition, self.dim)
+        if not words.shape[1]:
+            raise InvalidInput("a set of the condition has room for no word", "(B, n, dim), n > 0")
         words = ((words - self.centre) / self.spread) * mask[..., None]  # (B, n, dim)
         pool = {"deepsets": self._mean, "bilstm": self._ends, "setformer": self._attended}[self.kind]
         pooled = torch.where(mask.any(1, keepdim=True), pool(words, mask), 0.0)
         code: Tensor = self.code(pooled)
         return code[:, None]
-
-    def _checked(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        if "set" not in condition or condition["set"].dim() != 3 or condition["set"].shape[-1] != self.dim:
-            raise InvalidInput(
-                f"a set of words is a tensor `set` (B, n, {self.dim})", "what was the generator trained on?"
-            )
-        words = condition["set"]
-        mask = condition.get("mask")
-        mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device) if mask is None else mask.bool()
-        if mask.shape != words.shape[:2] or not words.shape[1]:
-            raise InvalidInput(
-                f"`mask` {tuple(mask.shape)} is not for a `set` of {tuple(words.shape)}", "(B, n), n > 0"
-            )
-        words = torch.where(mask[..., None], words, self.centre)  # whatever stands where nothing is
-        if not bool(torch.isfinite(words).all()):
-            raise InvalidInput("a word of the condition has a number that is not finite", "give finite numbers")
-        return words, mask
 
     def _mean(self, words: Tensor, mask: Tensor) -> Tensor:
         return _mean(self.body(words), mask)

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from paramsmith.errors import InvalidInput, printable
 
 from .describe import spec_of
+from .statistics import is_statistic
 from .target import TargetSpec
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Target:
         self.module = _without_running_statistics(copy.deepcopy(self._pristine))
         self._buffers: dict[torch.device, dict[str, Tensor]] = {}
         self._one_by_one = False
+        # of norms: a network of a zoo has its own; while training, norms keep none
+        self._kept = {name for name, _ in self.module.named_buffers() if is_statistic(name)}
+        self._let = {buffer.name for buffer in spec.buffers if is_statistic(buffer.name)}
 
     @classmethod
     def of(
@@ -58,6 +62,11 @@ class Target:
         made = cls(module, spec_of(module, classes))
         inputs: tuple[Tensor, ...] | Mapping[str, Tensor] = keywords or example_inputs
         return made.captured(inputs) if capture and inputs else made
+
+    @property
+    def given(self) -> nn.Module:
+        """The module as it was given, its parameters on the meta device: not to be changed."""
+        return self._pristine
 
     def captured(self, inputs: tuple[Tensor, ...] | Mapping[str, Tensor]) -> Self:
         """The same target, its spec with the graph of what these inputs go through."""
@@ -77,11 +86,11 @@ class Target:
         return type(self)(copy.deepcopy(self._pristine).train(training), self.spec)
 
     def call(self, weights: Mapping[str, Tensor], *inputs: Tensor, **keywords: Tensor) -> Tensor:
-        """Outputs with these weights, by name as in the spec.
+        """Outputs with these weights, by name as in the spec; running statistics may be among them, and are used.
 
         Of what a model of transformers or diffusers gives, the logits, or the last hidden state.
         """
-        self._check_names(weights)
+        weights = self._checked(weights)
         device = next(iter(weights.values())).device
         with plain_attention(device):
             return first_tensor(
@@ -96,7 +105,7 @@ class Target:
         One vmapped call, equal to B of `call` up to rounding; B calls where torch cannot vmap the module (an LSTM, a
         branch on values). What is random in it differs from model to model.
         """
-        self._check_names(weights)
+        weights = self._checked(weights)
         device = next(iter(weights.values())).device
         own = self._own(device)
 
@@ -130,11 +139,14 @@ class Target:
             outputs.append(self.call(own, *mine, **named))
         return torch.stack(outputs)
 
-    def _check_names(self, weights: Mapping[str, Tensor]) -> None:
+    def _checked(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights, with those running statistics alone that the norms use. InvalidInput where they do not fit."""
         if len(weights) == len(self.spec.slots) and all(slot.name in weights for slot in self.spec.slots):
-            return
+            return weights
         known = {slot.name for slot in self.spec.slots}
-        lacking, strange = sorted(known - set(weights)), sorted(set(weights) - known)
+        lacking, strange = sorted(known - set(weights)), sorted(set(weights) - known - self._let)
+        if not lacking and not strange:
+            return {name: value for name, value in weights.items() if name in known or name in self._kept}
         told = f"lack {printable(lacking[0])}" if lacking else f"have {printable(strange[0])}, which it has not"
         raise InvalidInput(f"the weights for the target {told}", "give each tensor of its spec once, by its first name")
 

@@ -155,16 +155,7 @@ class Layout:
 
     def check(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """The first tensor, and B. InvalidInput, naming it, for a tensor that is missing or of another shape."""
-        first = tensors.get(self.slots[0].name, torch.empty(0))
-        batch = len(first) if first.dim() else 0
-        for name, shape in self._shapes.items():
-            found = tensors.get(name)
-            if found is None:
-                raise InvalidInput(f"tensor {printable(name)} is missing", "give all that the target has")
-            if tuple(found.shape) != (batch, *shape):
-                fact = f"tensor {printable(name)} is {list(found.shape)}, where {[batch, *shape]} is wanted"
-                raise InvalidInput(fact, "a network of another architecture has other tokens")
-        return first, batch
+        return check(tensors, self.slots)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,6 +163,20 @@ class Layout:
         slots = [[slot.name, list(slot.shape), slot.role, slot.class_axis] for slot in self.spec.slots]
         told = [FORMAT, self.kind, self.width, list(self.tile), self.own, sorted(self.names), slots]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def check(tensors: Mapping[str, Tensor], slots: Sequence[Slot]) -> tuple[Tensor, int]:
+    """The first tensor, and B. InvalidInput, naming it, for a tensor that is missing or of another shape."""
+    first = tensors.get(slots[0].name, torch.empty(0))
+    batch = len(first) if first.dim() else 0
+    for slot in slots:
+        found = tensors.get(slot.name)
+        if found is None:
+            raise InvalidInput(f"tensor {printable(slot.name)} is missing", "give all that the target has")
+        if tuple(found.shape) != (batch, *slot.shape):
+            fact = f"tensor {printable(slot.name)} is {list(found.shape)}, where {[batch, *slot.shape]} is wanted"
+            raise InvalidInput(fact, "a network of another architecture has other tokens")
+    return first, batch
 
 
 def layout_of(

@@ -51,10 +51,19 @@ class Tokens(Params):
     layout: cutting.Kind = Field("row", description="how they are cut: flat, tensor, row, patch, neuron")
     width: int | None = Field(None, ge=0, le=1 << 31, description="numbers in a token; 0: what suits the layout")
     tile: tuple[int, int] = Field(cutting.TILE, description="rows and columns of a patch")
-    views: tuple[View, ...] = Field((), description="first written as: gauge, log_var, delta, lora_svd")
+    views: tuple[View, ...] = Field((), description="first written as: gauge, log_var, delta, lora_svd, svd")
+    rank: int | None = Field(None, ge=1, le=1 << 20, description="of svd: components of a matrix, unless all")
     normaliser: normalise.Kind = Field("pow2", description="none, pow2, meanstd64, coord, center, token")
     policies: tuple[Rule, ...] = Field((), max_length=100, description="which tensors are made; the first rule wins")
     template: Literal["first", "mean"] = Field("first", description="of the zoo: what is not made, and a delta's base")
+
+    @model_validator(mode="after")
+    def _has_components(self) -> Self:
+        if self.rank is not None and "svd" not in self.views:
+            raise ValueError("a rank is of the view svd")
+        if "svd" in self.views and "lora_svd" in self.views:
+            raise ValueError("low rank pairs are seen by lora_svd, or their matrices by svd, not both")
+        return self
 
 
 def policies_of(options: Tokens, spec: TargetSpec) -> Mapping[str, Rule]:

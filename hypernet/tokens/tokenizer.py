@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -9,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paramsmith.errors import InvalidInput, printable
+from paramsmith.errors import GenerateWarning, InvalidInput, printable
 from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import validated
 
+from .components import energy, of_components
 from .fixed import Fixed
-from .layout import Layout, layout_of
+from .layout import Layout, check, layout_of
 from .normalise import OWN, Normaliser, entry_shape, with_own, without_own
 from .options import Tokens, policies_of
 from .views import unviewed, viewed
 
 _REMEMBERED = 8  # numbers of classes
+_ROUNDING = 1e-6  # share of the squares of matrices that is no loss
 
 Networks = Callable[[], Iterator[tuple[Mapping[str, Tensor], TargetSpec]]]
 
@@ -38,9 +41,10 @@ class Tokenizer(nn.Module):
         kept = {s.name: s.shape for s in spec.slots if self.rules[s.name].policy in ("template", "recalibrate")}
         self._layouts: dict[TargetSpec, Layout] = {}
         self.layout(spec)  # which refuses what is too large before anything is made
-        self.normaliser = Normaliser(options.normaliser, self.generated)
+        cut = self._layouts[spec].slots
+        self.normaliser = Normaliser(options.normaliser, cut)
         self.template = Fixed(kept)
-        self.base = Fixed({s.name: entry_shape(s) for s in self.generated} if "delta" in options.views else {})
+        self.base = Fixed({s.name: entry_shape(s) for s in cut} if "delta" in options.views else {})
 
     @classmethod
     def of(cls, options: Mapping[str, Any], spec: TargetSpec) -> Tokenizer:
@@ -56,7 +60,8 @@ class Tokenizer(nn.Module):
         else:
             names, told = [slot.name for slot in self.generated], self.options
             own = OWN if told.normaliser == "token" else 0
-            made = layout_of(spec, told.layout, told.width + own if told.width else None, names, told.tile, own)
+            seen = of_components(spec, told.rank) if "svd" in told.views else spec
+            made = layout_of(seen, told.layout, told.width + own if told.width else None, names, told.tile, own)
         if len(self._layouts) < _REMEMBERED:
             self._layouts[spec] = made
         return made
@@ -64,16 +69,22 @@ class Tokenizer(nn.Module):
     def fit(self, networks: Networks) -> None:
         """Statistics and template from the weights (B, *shape) of a zoo, batch by batch, in fp64.
 
-        The zoo is read once, or twice where there is a template. InvalidInput for one that is empty, and for a tensor,
-        which is named, that is missing, of another shape, or not finite.
+        The zoo is read once, or twice where there is a template. A GenerateWarning says what of matrices a rank leaves
+        out. InvalidInput for a zoo that is empty, and for a tensor, which is named, that is missing, of another shape,
+        or not finite.
         """
         count = 0
+        whole_energy = kept_energy = 0.0
 
         def whole() -> Iterator[dict[str, Tensor]]:
-            nonlocal count
+            nonlocal count, whole_energy, kept_energy
             for tensors, spec in networks():
                 count += 1
-                yield self._viewed(tensors, spec)
+                seen = self._seen(tensors, spec)
+                if "svd" in self.options.views:
+                    every, kept = energy(tensors, seen, self.generated)
+                    whole_energy, kept_energy = whole_energy + every, kept_energy + kept
+                yield self._less_base(seen, torch.float64)
 
         if self.template.shapes:
             self.template.fit(self._chosen(self._kept(tensors) for tensors, _ in networks()))
@@ -82,6 +93,10 @@ class Tokenizer(nn.Module):
         self.normaliser.fit(whole())
         if not count:
             raise InvalidInput("there are no networks to fit the tokens to", "give a zoo that has some to train on")
+        if kept_energy < (1 - _ROUNDING) * whole_energy:
+            share = 100 * (1 - kept_energy / whole_energy)
+            told = f"{self.options.rank} components of each matrix leave out {share:.3g} % of their squares"
+            warnings.warn(GenerateWarning(told), stacklevel=2)
 
     def tokens(self, tensors: Mapping[str, Tensor], spec: TargetSpec, dtype: torch.dtype = torch.float32) -> Tensor:
         """(B, *shape) by slot -> (B, N, T); in fp64, exact for a normaliser that subtracts a mean too.
@@ -101,7 +116,7 @@ class Tokenizer(nn.Module):
         Those of the template are as they are there, one for all B: not to be changed in place.
         """
         layout = self.layout(spec)
-        by_name = {slot.name: slot for slot in layout.spec.slots}
+        by_name = {slot.name: slot for slot in spec.slots}
         wanted = list(by_name) if names is None else list(names)
         strange = next((name for name in wanted if name not in by_name), None)
         if strange is not None:
@@ -121,7 +136,9 @@ class Tokenizer(nn.Module):
         self, tensors: Mapping[str, Tensor], spec: TargetSpec, dtype: torch.dtype = torch.float64
     ) -> dict[str, Tensor]:
         """What is generated, in all views."""
-        held = self._seen(tensors, spec)
+        return self._less_base(self._seen(tensors, spec), dtype)
+
+    def _less_base(self, held: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if self.base.shapes:
             return {name: (tensor.double() - self.base.get(name).double()).to(dtype) for name, tensor in held.items()}
         return held
@@ -173,11 +190,12 @@ class Tokenizer(nn.Module):
 
     def _seen(self, tensors: Mapping[str, Tensor], spec: TargetSpec) -> dict[str, Tensor]:
         """What is generated, checked, in the views that need no statistics."""
-        layout = self.layout(spec)
-        held = {name: tensors[name] for name in layout.names if name in tensors}
-        layout.check(held)
+        self.layout(spec)  # refuses another target
+        slots = [slot for slot in spec.slots if self.rules[slot.name].policy == "generate"]
+        held = {slot.name: tensors[slot.name] for slot in slots if slot.name in tensors}
+        check(held, slots)
         _check_finite(held)
-        return viewed(held, layout.slots, self.options.views)
+        return viewed(held, slots, self.options.views, self.options.rank)
 
 
 def _own_undone(tokens: Tensor, layout: Layout, names: Iterable[str]) -> Tensor:

@@ -1,8 +1,9 @@
-"""Other ways to write the same network, taken before it is cut: tensors (B, *shape) by name to such tensors.
+"""Other ways to write the same network, taken before it is cut: tensors (B, *shape) by name to tensors.
 
 gauge      minus the mean over classes, of a head's rows and biases: softmax is left as it is, and so is the inverse
 lora_svd   low rank pairs B A as U sqrt(S), sqrt(S) V': one of all the pairs of this product; the inverse is left too
-log_var    log of running variances
+log_var    log of running variances; one below 1e-8, of a unit that is silent, counts as that
+svd        matrices but a head's as their components, (B, k, out + 1 + in) each: see `components`
 delta      minus a base
 
 All are computed in fp64 and rounded once, to fp32 for tensors of half precision.
@@ -19,11 +20,16 @@ from torch import Tensor
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.targets.target import Slot
 
-View: TypeAlias = Literal["gauge", "log_var", "delta", "lora_svd"]
+from .components import components, composed, has_components
+
+View: TypeAlias = Literal["gauge", "log_var", "delta", "lora_svd", "svd"]
+_LEAST = 1e-8  # far below what norms add to a variance
 _UP = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B", "lora_down": "lora_up"}
 
 
-def viewed(tensors: Mapping[str, Tensor], slots: Sequence[Slot], views: Sequence[View]) -> dict[str, Tensor]:
+def viewed(
+    tensors: Mapping[str, Tensor], slots: Sequence[Slot], views: Sequence[View], rank: int | None = None
+) -> dict[str, Tensor]:
     """All views that are asked for but `delta`, in one order. InvalidInput, naming it, for a variance below 0."""
     made = dict(tensors)
     if "lora_svd" in views:
@@ -34,11 +40,15 @@ def viewed(tensors: Mapping[str, Tensor], slots: Sequence[Slot], views: Sequence
             made[slot.name] = without_class_mean(made[slot.name], slot.class_axis)
         if "log_var" in views and _is_variance(slot):
             made[slot.name] = _logarithm(made[slot.name], slot)
+        if "svd" in views and has_components(slot):
+            made[slot.name] = components(made[slot.name], slot, rank)
     return made
 
 
 def unviewed(tensor: Tensor, slot: Slot, views: Sequence[View]) -> Tensor:
-    """The inverse of `viewed`, tensor by tensor."""
+    """The inverse of `viewed`, tensor by tensor; of a rank that is not full, what it left of it."""
+    if "svd" in views and has_components(slot):
+        return composed(tensor, slot)
     return tensor.double().exp() if "log_var" in views and _is_variance(slot) else tensor
 
 
@@ -93,9 +103,9 @@ def _is_variance(slot: Slot) -> bool:
 
 
 def _logarithm(tensor: Tensor, slot: Slot) -> Tensor:
-    if not bool((tensor > 0).all()):
-        raise InvalidInput(f"tensor {printable(slot.name)} holds a variance that is not above 0", "leave log_var out")
-    return tensor.double().log().to(_wide(tensor))
+    if not bool((tensor >= 0).all()):
+        raise InvalidInput(f"tensor {printable(slot.name)} holds a variance below 0", "leave this network out")
+    return tensor.double().clamp_min(_LEAST).log().to(_wide(tensor))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -81,10 +81,11 @@ def align(
 ) -> Aligned:
     """Write the same zoo with its networks in one order of units; `reference.safetensors` is their mean.
 
-    Functions stay as they are. `spec` says which axes move together, where names and shapes do not tell; buffers are
-    not written. A `GenerateWarning` where a connection that skips a layer would not be seen. InvalidInput for networks
-    of several architectures (those may differ in the number of classes), for one whose permutations are not known, and
-    where there is nothing to train on; Refused for an output that exists.
+    Functions stay as they are. `spec` says which axes move together, where names and shapes do not tell; running
+    statistics move with their units, and other buffers are not written. A `GenerateWarning` where a connection that
+    skips a layer would not be seen. InvalidInput for networks of several architectures (those may differ in the number
+    of classes), for one whose permutations are not known, and where there is nothing to train on; Refused for an output
+    that exists.
     """
     if not 1 <= rounds <= 1000:
         raise InvalidInput(f"{rounds} rounds of alignment", "give 1 or more, such as 3")

@@ -19,6 +19,7 @@ from paramsmith.device import one_thread_an_operation, pick_device
 from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.hypernet.protocols import Batch, Episode, Site, Target, Task
 from paramsmith.hypernet.seeding import seeded
+from paramsmith.hypernet.targets.statistics import with_statistics
 from paramsmith.hypernet.training.tasks import drawn
 from paramsmith.hypernet.writing.samples import sample_seed
 from paramsmith.memory import as_bytes
@@ -29,6 +30,7 @@ from paramsmith.progress import Progress
 from .index import Entry, Split
 from .member import Member
 from .smallness import few
+from .statistics import statistics_of
 from .training import Rows, judged, trained
 from .writing import ZooWriter
 
@@ -106,6 +108,7 @@ def build(
                 entries, tensors = _trained(task, group, how, where, tell)
                 conditions = [draw.episode.condition for draw in group]
                 spec = group[0].episode.target.spec
+                spec = spec if len(tensors) == len(spec.slots) else with_statistics(spec)
                 writer.add(spec, tensors, entries, conditions, [draw.number for draw in group])
                 done += len(group)
                 for name, value in ((name, value) for entry in entries for name, value in entry.metrics.items()):
@@ -149,7 +152,7 @@ def _groups(draws: Sequence[_Draw]) -> list[list[_Draw]]:
 def _trained(
     task: Task, group: Sequence[_Draw], how: Building, device: str, tell: Callable[[int], None]
 ) -> tuple[list[Entry], dict[str, Tensor]]:
-    """The networks of a group, and what is known of each."""
+    """The networks of a group, with the statistics of their norms, and what is known of each."""
     target = group[0].episode.target
     seeds = [how.seed if how.init == "shared" else sample_seed(draw.seed, 1) for draw in group]
     weights = trained(
@@ -168,6 +171,7 @@ def _trained(
         name: judged(measure, name, target, weights, queries)
         for name, measure in (("score", task.score), ("loss", task.loss))
     }
+    statistics = statistics_of(task, target, weights, [draw.episode.support for draw in group])
     known: dict[object, bytes] = {}
     entries = [
         Entry(
@@ -183,7 +187,7 @@ def _trained(
         )
         for i, draw in enumerate(group)
     ]
-    return entries, weights
+    return entries, {**weights, **statistics}
 
 
 def _starts(target: Target, seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
-
 from paramsmith.errors import InvalidInput
-from paramsmith.memory import as_bytes
 
+from .digest import digest_of
 from .member import Member
 from .zoo import Zoo, architectures
 
 _TOGETHER = 64  # networks read at once
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of the weights of a network: name, shape and fp32 values of each tensor, in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        values = tensors[name].float().cpu().contiguous()
-        digest.update(f"{name} {list(values.shape)}\n".encode())
-        digest.update(as_bytes(values))
-    return digest.hexdigest()
 
 
 def digests(zoo: Zoo, members: Sequence[Member] | None = None) -> dict[str, str | None]:
@@ -48,7 +35,7 @@ def copies(found: Mapping[str, str | None]) -> list[tuple[str, ...]]:
 def _digests(zoo: Zoo, members: Sequence[Member]) -> dict[str, str | None]:
     """Those of one architecture, read together; in halves where one of them is not finite."""
     try:
-        held = zoo.batch(members)
+        held = zoo.reader.batch(members)
     except InvalidInput:
         if len(members) == 1:
             return {members[0].label: None}

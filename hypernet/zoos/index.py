@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.inputs import place
+from paramsmith.weightfiles import PICKLES
 
 INDEX = "zoo.jsonl"
 Split = Literal["train", "validation", "test"]
@@ -43,11 +45,11 @@ class OfRow(BaseModel):
 
 
 class Entry(BaseModel):
-    """A line of zoo.jsonl. Only `path` is needed.
+    """A line of zoo.jsonl. Only `path` is needed: in the folder, or hf://user/repo@revision, as `files` has it.
 
     `row`: of a file in which each tensor has a first axis of networks. `task`, `run`: networks of one task, or saved
     in one run, are never on both sides of a split. `episode` is the seed that the network's episode was drawn with,
-    as one of `drawn`. `sha256` is of its weights, see `contents.digest_of`.
+    as one of `drawn`. `sha256` is of its weights: see `digest.digest_of`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +78,7 @@ def read_index(path: Path) -> Iterator[Entry]:
         raise InvalidInput(f"{place(path)}: is no file", "it has a line a network")
     if path.stat().st_size > _MAX_INDEX:
         raise InvalidInput(f"{place(path)}: is larger than {_MAX_INDEX:,} bytes", "it has a line a network")
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _entry(path, number, line)
@@ -97,14 +99,29 @@ def found_in(folder: Path) -> Iterator[Entry]:
             yield Entry(path=path.name)
 
 
+def pickles_in(folder: Path) -> list[str]:
+    """What of a folder without an index could be a checkpoint, and is passed over: pickles, and folders of them."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        several = [path] if path.is_file() else path.glob("*model*") if path.is_dir() else ()
+        if any(each.suffix.lower() in PICKLES for each in several) and not any(path.glob("*.safetensors*")):
+            found.append(path.name)
+    return found
+
+
 def within(folder: Path, name: str) -> Path:
-    """A path of the zoo. InvalidInput for one that leads out of it."""
+    """A path of the zoo. InvalidInput for one that leads out of it, or that is not there."""
+    where, told, hint = place(folder / INDEX), printable(name), "use paths within it"
     try:
         inside = (folder / name).resolve().is_relative_to(folder.resolve())
+        there = inside and bool(os.lstat(folder / name))
+    except FileNotFoundError:
+        hint = "a path is one in the folder of the zoo, or hf://user/repo@revision"
+        raise InvalidInput(f"{where}: {told} does not exist", hint) from None
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, links in a circle
-        raise InvalidInput(f"{place(folder / INDEX)}: {printable(name)} is no path", "use paths within it") from None
-    if not inside:
-        raise InvalidInput(f"{place(folder / INDEX)}: {printable(name)} lies outside the zoo", "use paths within it")
+        raise InvalidInput(f"{where}: {told} is no path", hint) from None
+    if not there:
+        raise InvalidInput(f"{where}: {told} lies outside the zoo", hint)
     return folder / name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -11,16 +12,12 @@ from paramsmith.errors import InvalidInput
 
 from .align import SHARED, shared_order
 from .contents import copies, digests
-from .index import SPLITS
+from .index import INDEX, SPLITS, pickles_in
 from .member import Member
 from .smallness import few, run_count
-from .zoo import Zoo, architectures
+from .zoo import Zoo, architectures, shapes_asked
 
 _TOGETHER = 64  # networks read at once
-
-_ALIKE = (
-    0.1  # measured on perceptrons: 0.00 where each has an initialisation of its own, 0.3 and more where all share one
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def _architecture(zoo: Zoo, members: Sequence[Member]) -> Architecture:
     sums = {slot.name: torch.zeros(slot.shape, dtype=torch.float64) for slot in spec.slots if slot.name in body}
     squares = 0.0
     for start in range(0, count, _TOGETHER):
-        held = zoo.batch(members[start : start + _TOGETHER])
+        held = zoo.reader.batch(members[start : start + _TOGETHER])
         for name, total in sums.items():
             total += held[name].sum(0, dtype=torch.float64)
             squares += float(held[name].double().square().sum())
@@ -167,7 +164,12 @@ def _warnings(
         said.append("the networks are of several architectures: a sampler learns one")
     if order is not None and order < SHARED:
         said.append("the networks are not in one order of units, as each began elsewhere: paramsmith zoo align")
+    labels = [member.label for member in zoo.members]
+    pickled = [] if (zoo.folder / INDEX).exists() else pickles_in(zoo.folder)
     lists = (
+        [f"{label} is listed more than once" for label, count in Counter(labels).items() if count > 1],
+        [f"{name} is left out: it is a pickle, or has nothing else" for name in pickled],
+        _widths(zoo),
         [f"{labels[0]} and {labels[1]} have the same weights" for labels in same],
         [f"{a} and {b} belong together, and are on two sides of a split" for a, b in crossing],
         [f"{label} holds values that are not finite" for label in bad],
@@ -176,3 +178,15 @@ def _warnings(
     for told in lists:
         said += told[:1] + ([f"and {len(told) - 1} more like it"] if len(told) > 1 else [])
     return [text for text in said if text is not None]
+
+
+def _widths(zoo: Zoo) -> list[str]:
+    """What is asked for in another number of numbers than of the first network: features, which no encoder bears."""
+    first, found = zoo.members[0], []
+    own = shapes_asked(first)
+    for name in (name for name, shape in zoo.site.condition.items() if shape and not shape[-1]):
+        other = next((m for m in zoo.members if shapes_asked(m)[name][-1] != own[name][-1]), None)
+        if other is not None:
+            told = f"{own[name][-1]} numbers in {first.label} and {shapes_asked(other)[name][-1]} in {other.label}"
+            found.append(f"the condition {name} has {told}")
+    return found

@@ -9,21 +9,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paramsmith.checkpoint import Checkpoint
-from paramsmith.errors import InvalidInput, printable
+from paramsmith.errors import InvalidInput, ParamsmithError, printable
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.describe import spec_of_checkpoint
+from paramsmith.hypernet.targets.statistics import with_statistics
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import place
 
 from .conditions import ConditionFiles
-from .index import INDEX, Entry, within
+from .files import Place, on_hub, told_as
+from .index import INDEX, Entry
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One network of a zoo; `label` is its path within it, and its row; `fingerprint` tells its file from another."""
+    """One network of a zoo; `label` is its path as the index has it, and its row; `path` is where it lies here.
+
+    `fingerprint` tells its file from another. A network of the Hub has the commit that was found in its path.
+    """
 
     label: str
     path: Path
@@ -37,18 +42,29 @@ class Member:
         """How many numbers it has."""
         return sum(math.prod(slot.shape) for slot in self.spec.slots)
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """What tells its content from another beside its label: nothing where that has a commit."""
+        return {} if on_hub(self.entry.path) else self.fingerprint
+
 
 def members_of(
-    folder: Path, entries: Sequence[Entry], files: ConditionFiles, targets: Sequence[TargetSpec]
+    folder: Path,
+    entries: Sequence[Entry],
+    files: ConditionFiles,
+    targets: Sequence[TargetSpec],
+    places: Mapping[str, Place],
 ) -> Iterator[Member]:
     """What the entries of a zoo stand for. InvalidInput names the entry that is wrong.
 
     A target that has the tensors of a network, for whatever number of classes, is its spec.
     """
-    known = _Known(folder, targets)
-    for entry in entries:
-        path, spec, fingerprint = known.file(entry)
-        yield Member(entry.label, path, spec, files.of(entry), entry, fingerprint)
+    known = _Known(folder, targets, places)
+    for given in entries:
+        spec, fingerprint = known.file(given)
+        at = places[given.path]
+        entry = given if at.pinned == given.path else given.model_copy(update={"path": at.pinned})
+        yield Member(entry.label, at.path, spec, files.of(entry), entry, fingerprint)
 
 
 def check_same(first: Member, other: Member) -> None:
@@ -85,33 +101,39 @@ def but_for_classes(spec: TargetSpec, shapes: Shapes) -> TargetSpec | None:
 class _Known:
     """The files of a zoo that were opened already, by path and by whether they hold one network or a row each."""
 
-    def __init__(self, folder: Path, targets: Sequence[TargetSpec]) -> None:
-        self.folder, self.targets = folder, targets
-        self._files: dict[tuple[str, bool], tuple[Path, TargetSpec, Mapping[str, object], int]] = {}
+    def __init__(self, folder: Path, targets: Sequence[TargetSpec], places: Mapping[str, Place]) -> None:
+        self.folder, self.places = folder, places
+        # networks may have been written without the statistics of their norms
+        self.targets = [one for target in targets for one in dict.fromkeys((with_statistics(target), target))]
+        self._files: dict[tuple[str, bool], tuple[TargetSpec, Mapping[str, object], int]] = {}
 
-    def file(self, entry: Entry) -> tuple[Path, TargetSpec, Mapping[str, object]]:
-        """The path, the architecture of one network, and what tells the file from others."""
+    def file(self, entry: Entry) -> tuple[TargetSpec, Mapping[str, object]]:
+        """The architecture of one network, and what tells the file from others."""
         key = entry.path, entry.row is not None
         if key not in self._files:
-            self._files[key] = self._opened(entry)
-        path, spec, fingerprint, rows = self._files[key]
+            at = self.places[entry.path]
+            try:
+                self._files[key] = self._opened(entry, at.path)
+            except ParamsmithError as problem:
+                raise told_as(problem, entry.path, at) from None
+        spec, fingerprint, rows = self._files[key]
         if entry.row is not None and entry.row >= rows:
             fact = f"{place(self.folder / INDEX)}: {printable(entry.path)} has {rows:,} rows, and no row {entry.row:,}"
             raise InvalidInput(fact, "rows are counted from 0")
-        return path, spec, fingerprint
+        return spec, fingerprint
 
-    def _opened(self, entry: Entry) -> tuple[Path, TargetSpec, Mapping[str, object], int]:
-        path = within(self.folder, entry.path)
+    def _opened(self, entry: Entry, path: Path) -> tuple[TargetSpec, Mapping[str, object], int]:
         with Checkpoint.open(path) as opened:
             rows = 0 if entry.row is None else _rows(path, opened)
             try:
                 spec = spec_of_checkpoint(opened if entry.row is None else _one_row(opened))
             except InvalidInput as problem:
                 raise InvalidInput(f"{printable(entry.path)}: {problem.fact}", problem.hint) from None
-            return path, self._named(spec), opened.fingerprint(), rows
+            return self._named(spec), opened.fingerprint(), rows
 
     def _named(self, spec: TargetSpec) -> TargetSpec:
-        """The target that is known to have these tensors, or what names and shapes tell."""
+        """The target that is known to have these tensors, or what names and shapes tell; with its statistics."""
+        spec = with_statistics(spec)
         shapes = shapes_of(spec)
         for target in self.targets:
             if shapes_of(target) == shapes:

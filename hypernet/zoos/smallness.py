@@ -21,7 +21,8 @@ def run_count(members: Iterable[Member]) -> int:
 def few(networks: int) -> str | None:
     """What too few networks to learn from mean, if they are; of one run they count as one."""
     if networks < _COPIES:
-        return f"{networks} networks are few to learn a distribution from: expect copies of them"
+        told = "1 network is too few" if networks == 1 else f"{networks} networks are few"
+        return f"{told} to learn a distribution from: expect copies of {'it' if networks == 1 else 'them'}"
     if networks < _MANY:
         return f"{networks} networks: some samples may be copies; {_MANY} or more make new ones likelier"
     return None

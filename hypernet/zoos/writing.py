@@ -18,7 +18,7 @@ from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
 
-from .contents import digest_of
+from .digest import digest_of
 from .index import INDEX, Entry, index_bytes
 from .member import but_for_classes, shapes_of
 from .targetfile import TARGETS, targets_bytes

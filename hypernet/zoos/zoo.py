@@ -8,6 +8,9 @@ Every checkpoint in the folder counts, or those that `zoo.jsonl` lists, one a li
 Only `path` is needed. A condition of numbers alone is called `vector`. Thousands of small networks may be one file,
 each tensor of which has a first axis of networks: `"row": 7` is the eighth. `targets.json` may say what the networks
 are, with their graphs and heads. Headers are read, data when it is asked for.
+
+A path may be `hf://user/repo@revision`, of the Hub: it is fetched when the zoo is opened, and means the commit that the
+revision had then, which `zoo split` writes into the index.
 """
 
 from __future__ import annotations
@@ -19,17 +22,18 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from paramsmith.errors import InvalidInput, printable
-from paramsmith.hypernet.evaluation.starts import distance
-from paramsmith.hypernet.protocols import Condition, Site, Task
+from paramsmith.hypernet.protocols import Site, Task
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.inputs import place
+from paramsmith.progress import Progress
 
 from .conditions import ConditionFiles, Conditions
-from .index import INDEX, Entry, Split, found_in, read_index
+from .digest import digest_of
+from .files import on_hub, places_of
+from .index import INDEX, Entry, Split, found_in, pickles_in, read_index
 from .member import Member, but_for_classes, check_same, members_of, shapes_of
 from .reading import Reader
 from .targetfile import TARGETS, read_targets
@@ -53,12 +57,21 @@ class Zoo:
         self.folder = folder
         self.members = tuple(members)
         self.reader = Reader(memory)
+        self._sound: set[str] = set()  # networks of the Hub that are what the index says
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], like: TargetSpec | None = None, *, memory: int = MEMORY) -> Zoo:
-        """Read the headers. InvalidInput names the file, or the line, that is wrong.
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        like: TargetSpec | None = None,
+        *,
+        memory: int = MEMORY,
+        progress: Progress | None = None,
+    ) -> Zoo:
+        """Read the headers, and fetch what is on the Hub. InvalidInput names the file, or the line, that is wrong.
 
         Where `like` has the tensors of a checkpoint, it is its spec: it knows their order, the graph and the head.
+        `progress` counts the bytes that come.
         """
         where = Path(folder)
         if not where.is_dir():
@@ -68,10 +81,13 @@ class Zoo:
         entries = list(read_index(listed)) if listed.exists() else list(found_in(where))
         if not entries:
             told = place(listed) if listed.exists() else place(where)
-            raise InvalidInput(f"{told}: has no checkpoints", "put .safetensors files or model folders there")
+            hint = "put .safetensors files or model folders there"
+            pickled = [] if listed.exists() else pickles_in(where)
+            if pickled:
+                hint = f"{printable(pickled[0])} is a pickle, which could run code: convert it to safetensors"
+            raise InvalidInput(f"{told}: has no checkpoints", hint)
         targets = [*([] if like is None else [like]), *read_targets(where / TARGETS)]
-        files = ConditionFiles(where)
-        members = list(members_of(where, entries, files, targets))
+        members = list(members_of(where, entries, ConditionFiles(where), targets, places_of(where, entries, progress)))
         _check_conditions(members)
         _check_apart(members)
         return cls(where, members, memory)
@@ -93,16 +109,16 @@ class Zoo:
         spec = self.members[0].spec
         others = {member.spec.hash: member.spec for member in self.members}
         same = all(h == spec.hash or but_for_classes(spec, shapes_of(other)) for h, other in others.items())
-        shapes = _condition_shapes(self.members[0])
+        shapes = shapes_asked(self.members[0])
         for member in self.members[1:]:
-            for name, shape in _condition_shapes(member).items():
+            for name, shape in shapes_asked(member).items():
                 shapes[name] = tuple(a if a == b else 0 for a, b in zip(shapes[name], shape, strict=True))
         return Site(0, spec if same else None, shapes)
 
     @cached_property
     def digest(self) -> str:
         """Tells this zoo from others, and from itself after a change."""
-        told = [[m.label, m.entry.model_dump(mode="json"), m.fingerprint] for m in self.members]
+        told = [[m.label, m.entry.model_dump(mode="json"), dict(m.identity)] for m in self.members]
         files = [m.condition.files for m in self.members[:1] if isinstance(m.condition, Conditions)]
         beside = [files[0].fingerprints] if files and files[0].fingerprints else []
         return hashlib.sha256(json.dumps([*told, *beside], sort_keys=True).encode()).hexdigest()
@@ -110,11 +126,19 @@ class Zoo:
     def batch(self, members: Sequence[Member]) -> dict[str, Tensor]:
         """(B, *shape) by slot, fp32, of networks of one architecture; only what is not in memory is read.
 
-        InvalidInput for networks of several architectures, and for one that is not finite.
+        InvalidInput for networks of several architectures, for one that is not finite, and for one of the Hub that is
+        not what the index states the hash of.
         """
         if not members:
             raise InvalidInput("a batch of no networks", "give one or more")
-        return self.reader.batch(members)
+        made = self.reader.batch(members)
+        for i, member in enumerate(members):
+            if on_hub(member.entry.path) and member.entry.sha256 and member.label not in self._sound:
+                if digest_of({name: tensor[i] for name, tensor in made.items()}) != member.entry.sha256:
+                    fact = f"{printable(member.label)}: is not what the index says it is: its sha256 is another"
+                    raise InvalidInput(fact, "name the commit that is meant, or leave it out of the zoo")
+                self._sound.add(member.label)
+        return made
 
     def batches(
         self, split: Split | None = "train", size: int | None = None
@@ -133,49 +157,6 @@ class Zoo:
         """The slots of a network in fp32. InvalidInput for one that is not finite."""
         return {name: tensor[0] for name, tensor in self.batch([member]).items()}
 
-    def load_all(self, split: Split = "train") -> Iterator[tuple[Member, dict[str, Tensor]]]:
-        """Each network of a split with its tensors, one after the other."""
-        for member in self.of(split):
-            yield member, self.load(member)
-
-    def mean(self, split: Split = "train") -> dict[str, Tensor]:
-        """The mean of each tensor, in fp32, of networks of one architecture; summed in fp64."""
-        members = self.of(split)
-        if not members:
-            raise InvalidInput(f"{place(self.folder)}: has no checkpoints to {split} on", f'"split": "{split}"')
-        for member in members:
-            check_same(members[0], member)
-        sums: dict[str, Tensor] = {}
-        for _, tensors in self.batches(split):
-            for name, tensor in tensors.items():
-                total = tensor.sum(0, dtype=torch.float64)
-                sums[name] = sums[name] + total if name in sums else total
-        return {name: (total / len(members)).float() for name, total in sums.items()}
-
-    def nearest(self, condition: Condition | None = None, spec: TargetSpec | None = None) -> Member:
-        """Of those to train on, the one with the nearest architecture, and among these the nearest condition.
-
-        Conditions are compared after each number was divided by its standard deviation over the zoo. InvalidInput
-        where none of the nearest architecture has a condition of this shape.
-        """
-        known = self.of("train") or self.members
-        unlike = {} if spec is None else {member.spec.hash: distance(member.spec, spec) for member in known}
-        gaps = [unlike.get(member.spec.hash, 0.0) for member in known]
-        near = [member for member, gap in zip(known, gaps, strict=True) if gap == min(gaps)]
-        if not condition:
-            return near[0]
-        shapes = {name: tuple(tensor.shape) for name, tensor in condition.items()}
-        alike = [member for member in known if _condition_shapes(member) == shapes]
-        near = [member for member in near if _condition_shapes(member) == shapes]
-        if not near:
-            told = ", ".join(f"{printable(name)} of shape {list(shape)}" for name, shape in shapes.items())
-            raise InvalidInput(f"no network has a condition {told}", "ask for it as the zoo does")
-        held = torch.stack([_flat(member.condition) for member in alike])  # (members, numbers)
-        spread = held.std(0, correction=0)
-        spread = torch.where(spread > 0, spread, 1.0)
-        asked = _flat(condition)
-        return min(near, key=lambda member: float(((_flat(member.condition) - asked) / spread).norm()))
-
 
 def architectures(members: Sequence[Member]) -> list[tuple[Member, ...]]:
     """Networks by architecture, in the order in which these come first."""
@@ -185,7 +166,8 @@ def architectures(members: Sequence[Member]) -> list[tuple[Member, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _condition_shapes(member: Member) -> dict[str, tuple[int, ...]]:
+def shapes_asked(member: Member) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of its condition."""
     if isinstance(member.condition, Conditions):
         return dict(member.condition.shapes)
     return {name: tuple(tensor.shape) for name, tensor in member.condition.items()}
@@ -194,9 +176,9 @@ def _condition_shapes(member: Member) -> dict[str, tuple[int, ...]]:
 def _check_conditions(members: Sequence[Member]) -> None:
     """InvalidInput where networks do not say the same things; sizes may differ."""
     first = members[0]
-    known = {name: len(shape) for name, shape in _condition_shapes(first).items()}
+    known = {name: len(shape) for name, shape in shapes_asked(first).items()}
     for member in members[1:]:
-        if {name: len(shape) for name, shape in _condition_shapes(member).items()} != known:
+        if {name: len(shape) for name, shape in shapes_asked(member).items()} != known:
             fact = f"{printable(member.label)}: its condition is not of the shape of {printable(first.label)}'s"
             raise InvalidInput(fact, "say the same of every checkpoint")
 
@@ -204,14 +186,13 @@ def _check_conditions(members: Sequence[Member]) -> None:
 def _check_apart(members: Sequence[Member]) -> None:
     """InvalidInput for a network that is listed on two sides of a split, by its file or by its stated content."""
     seen: dict[object, Member] = {}
+    files: dict[Path, str] = {}
     for member in members:
-        for key in (member.label, member.entry.sha256):
+        if member.path not in files:
+            files[member.path] = os.path.realpath(member.path)  # one file may have several names
+        for key in ((files[member.path], member.entry.row), member.entry.sha256):
             other = member if key is None else seen.setdefault(key, member)
             if other.entry.split != member.entry.split:
                 told = f"{printable(other.label)} ({other.entry.split}) and {printable(member.label)}"
                 fact = f"{told} ({member.entry.split}) are the same network"
                 raise InvalidInput(fact, "what is trained on is not judged by: paramsmith zoo split")
-
-
-def _flat(condition: Condition) -> Tensor:
-    return torch.cat([condition[name].flatten().float() for name in sorted(condition)] or [torch.zeros(0)])

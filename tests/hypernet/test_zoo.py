@@ -1,4 +1,4 @@
-"""Zoos: what is read of a folder of checkpoints, its mean and its nearest, and what is refused."""
+"""Zoos: what is read of a folder of checkpoints, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.targets.calling import Target
+from paramsmith.hypernet.zoos.inspection import inspect
 from paramsmith.hypernet.zoos.zoo import Zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,7 +46,7 @@ def test_a_folder_of_checkpoints(tmp_path: Path) -> None:
     assert [member.label for member in zoo.members] == ["a.safetensors", "b.safetensors", "c"]
     assert len(zoo) == len(zoo.of("train")) == 3
     assert not zoo.of("test")
-    loaded = {member.label: held for member, held in zoo.load_all()}
+    loaded = {member.label: zoo.load(member) for member in zoo.members}
     for label, seed, dtype in (("a.safetensors", 0, torch.bfloat16), ("c", 2, torch.float32)):
         expected = tensors(seed, dtype=dtype)
         assert loaded[label].keys() == expected.keys()
@@ -66,39 +67,6 @@ def test_what_is_known_of_each(tmp_path: Path) -> None:
     first = zoo.of("train")[0]
     assert (first.entry.task, first.entry.run, first.entry.metrics) == ("digits", 3, {"accuracy": 0.9})
     assert torch.equal(zoo.of("test")[0].condition["vector"], torch.tensor([0.0, 2.0]))
-
-
-def test_the_mean(tmp_path: Path) -> None:
-    zoo = Zoo.open(fill(tmp_path, a=tensors(0), b=tensors(1), c=tensors(2)))
-    held = [tensors(seed) for seed in range(3)]
-    for name, mean in zoo.mean().items():
-        torch.testing.assert_close(mean, torch.stack([t[name] for t in held]).mean(0))
-    with pytest.raises(InvalidInput, match="no checkpoints to test on"):
-        zoo.mean("test")
-
-
-def test_the_nearest(tmp_path: Path) -> None:
-    """By architecture first, then by condition, each number in units of its spread."""
-    conditions = {"a": [0.0, 0.0], "b": [1.0, 0.0], "c": [0.0, 1000.0], "wide": [0.9, 0.0]}
-    lines = [{"path": f"{name}.safetensors", "condition": c} for name, c in conditions.items()]
-    held = {name: tensors(i, 50 if name == "wide" else 5) for i, name in enumerate(conditions)}
-    zoo = Zoo.open(fill(tmp_path, lines, **held))
-
-    def nearest(*numbers: float, width: int | None = None) -> str:
-        spec = (
-            None
-            if width is None
-            else Target.of(nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))).spec
-        )
-        return zoo.nearest({"vector": torch.tensor(numbers)}, spec).label.removesuffix(".safetensors")
-
-    assert nearest(0.2, 0.0) == "a"
-    assert nearest(1.0, 100.0) == "b"
-    assert nearest(0.92, 0.0) == "wide"
-    assert nearest(0.92, 0.0, width=6) == "b"
-    assert nearest(0.0, 0.0, width=40) == "wide"
-    assert nearest(0.2, 700.0) == "c"
-    assert zoo.nearest(spec=zoo.members[3].spec).label == "wide.safetensors"
 
 
 def test_a_digest_tells_zoos_apart(tmp_path: Path) -> None:
@@ -163,16 +131,16 @@ def test_wrong_lines(tmp_path: Path, line: str, told: str) -> None:
 def test_checkpoints_that_do_not_belong_together(tmp_path: Path) -> None:
     zoo = Zoo.open(fill(tmp_path, a=tensors(0), b=tensors(1, 6)))
     with pytest.raises(InvalidInput, match=r"b\.safetensors: .*0\.\w+ has the shape \[6(, 4)?\], not \[5(, 4)?\]"):
-        zoo.mean()
+        zoo.batch(zoo.members)
     lacking = {name: tensor for name, tensor in tensors(1).items() if name != "2.bias"}
     zoo = Zoo.open(fill(tmp_path, b=lacking))
     with pytest.raises(
         InvalidInput, match=r"it?s of another architecture .*: has no tensor 2\.bias|has no tensor 2\.bias"
     ):
-        zoo.mean()
+        zoo.batch(zoo.members)
     zoo = Zoo.open(fill(tmp_path, a=lacking, b=tensors(0)))
     with pytest.raises(InvalidInput, match=r"has a tensor 2\.bias besides"):
-        zoo.mean()
+        zoo.batch(zoo.members)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -181,7 +149,7 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     held["2.weight"][1, 1] = value
     zoo = Zoo.open(fill(tmp_path, a=tensors(0), b=held))
     with pytest.raises(InvalidInput, match=r"b\.safetensors: tensor 2\.weight holds values that are not finite"):
-        list(zoo.load_all())
+        zoo.batch(zoo.members)
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
@@ -190,3 +158,54 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     wrong(tmp_path, "b.safetensors")
     save_file({"n": torch.arange(3)}, tmp_path / "b.safetensors")
     wrong(tmp_path, "b.safetensors: ")
+
+
+def test_adapter_folders(tmp_path: Path) -> None:
+    """As PEFT saves them; a folder with a whole model beside the adapter is the model."""
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        save_file(tensors(seed), tmp_path / name / "adapter_model.safetensors", {"format": "pt"})
+        (tmp_path / name / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    zoo = Zoo.open(tmp_path)
+    assert [member.label for member in zoo.members] == ["a", "b"]
+    assert torch.equal(zoo.load(zoo.members[1])["0.weight"], tensors(1)["0.weight"])
+    save_file(tensors(5), tmp_path / "b" / "model.safetensors")
+    (tmp_path / "b" / "config.json").write_text("{}")
+    zoo = Zoo.open(tmp_path)
+    assert torch.equal(zoo.load(zoo.members[1])["0.weight"], tensors(5)["0.weight"])
+
+
+def test_one_file_under_two_names_is_not_on_two_sides(tmp_path: Path) -> None:
+    lines = [{"path": "a.safetensors"}, {"path": "./a.safetensors", "split": "test"}]
+    wrong(fill(tmp_path, lines, a=tensors(0)), "are the same network")
+    (tmp_path / "link.safetensors").symlink_to("a.safetensors")
+    wrong(fill(tmp_path, [lines[0], {"path": "link.safetensors", "split": "test"}]), "are the same network")
+
+
+def test_a_list_of_another_editor(tmp_path: Path) -> None:
+    """With a byte order mark, and with line ends of two characters."""
+    fill(tmp_path, a=tensors(0), b=tensors(1))
+    text = '{"path": "a.safetensors"}\r\n{"path": "b.safetensors"}\r\n'
+    (tmp_path / "zoo.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert len(Zoo.open(tmp_path)) == 2
+
+
+def test_what_a_zoo_should_be_told_of(tmp_path: Path) -> None:
+    """Lines that occur twice, conditions of several widths, and pickles that nobody reads."""
+    lines = [{"path": "a.safetensors", "condition": [1, 2]}] * 2 + [{"path": "b.safetensors", "condition": [1]}]
+    found = inspect(Zoo.open(fill(tmp_path, lines, a=tensors(0), b=tensors(1))))
+    assert "a.safetensors is listed more than once" in found.warnings
+    assert "the condition vector has 2 numbers in a.safetensors and 1 in b.safetensors" in found.warnings
+    (tmp_path / "zoo.jsonl").unlink()
+    (tmp_path / "c.pt").write_bytes(b"x")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "adapter_model.bin").write_bytes(b"x")
+    told = inspect(Zoo.open(tmp_path)).warnings
+    assert "c.pt is left out: it is a pickle, or has nothing else" in told
+    assert "and 1 more like it" in told
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "net.pth").write_bytes(b"x")
+    with pytest.raises(InvalidInput, match="has no checkpoints") as refused:
+        Zoo.open(alone)
+    assert refused.value.hint == "net.pth is a pickle, which could run code: convert it to safetensors"
