@@ -181,6 +181,14 @@ class Task(Protocol):
         ...
 
 
+class Classifying(Protocol):
+    """What a task may have besides, where the query has labels `y` (n): then mistakes can be compared."""
+
+    def logits(self, run: Run, batch: Batch) -> Tensor:
+        """(n, k): what one target says of each example. Must bear `torch.vmap`."""
+        ...
+
+
 class Target(Protocol):
     """A target that can be run; `calling.Target` is the one there is."""
 
@@ -207,6 +215,7 @@ class Objective(Protocol):
     It may also have
 
         optimisers() -> {turn: {field: value}}      fields of the course that a turn has its own values for
+        over(step) -> names of turns                those that are over at a step: averages become their weights
         told() -> {name: number}                    more numbers for a line of metrics
         state() -> {name: tensor}, restore(held)    what it changes itself, besides parameters
         result() -> a mapping or a dataclass        what it found besides the weights, saved as result.json

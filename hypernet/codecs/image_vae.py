@@ -24,10 +24,11 @@ class _Size:
     channels: tuple[int, ...]  # each but the first after a halving of the side
     blocks: int
     groups: int  # of the norms
+    slope: float = 0.01  # of the LeakyReLU below 0; 1: none, as where there are fewer pixels than numbers
 
 
 SIZES = {
-    "tiny": _Size(32, (32, 64, 64), 1, 16),
+    "tiny": _Size(16, (8, 16), 1, 4, slope=1.0),
     "small": _Size(64, (64, 128, 128), 1, 32),
     "paper": _Size(64, (128, 128, 256), 2, 32),
 }
@@ -48,7 +49,8 @@ class ImageVaeCodec(nn.Module):
 
     (L, D) = (h w, 4): the pixels of the latent, row by row. It is the mean of the posterior. `paper` has the values of
     the small zoos: R = 64, channels 128, 128, 256, two blocks each, latents of 4 x 16 x 16. Images have neighbours
-    that weights do not; `token_vae` makes no such assumption. InvalidInput for another number of classes.
+    that weights do not; `token_vae` makes no such assumption. `tiny` has no LeakyReLU. InvalidInput for another
+    number of classes.
 
     Soro et al., 2025, "Diffusion-Based Neural Network Weights Generation", arXiv:2402.18153.
     """
@@ -58,7 +60,7 @@ class ImageVaeCodec(nn.Module):
     def __init__(self, options: ImageVae, site: Site) -> None:
         super().__init__()
         layout, size = layout_of(site, "image_vae"), SIZES[options.size]
-        self.options, self.side = options, size.side
+        self.options, self.side, self.slope = options, size.side, size.slope
         self.shape = (len(layout), layout.width)
         numbers, pixels = len(layout) * layout.width, size.side**2
         affordable(2 * numbers * pixels, "image_vae")
@@ -101,7 +103,8 @@ class ImageVaeCodec(nn.Module):
     def _moments(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         check_same(layout, self.shape, "image_vae")
         known = torch.where(layout.places.mask.to(tokens.device), tokens, 0.0)
-        image = nn.functional.leaky_relu(self.enter(known.flatten(1))).view(-1, 1, self.side, self.side)
+        pixels = nn.functional.leaky_relu(self.enter(known.flatten(1)), self.slope)
+        image = pixels.view(-1, 1, self.side, self.side)
         posterior = self.autoencoder.encode(image, return_dict=False)[0]
         return posterior.mean, posterior.logvar
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from paramsmith.errors import InvalidInput
+
 
 class NullCondition(nn.Module):
     """A learned code that takes the place of what is asked for, in training as often as `dropout` says.
@@ -24,6 +26,12 @@ class NullCondition(nn.Module):
             return asked
         gone = torch.rand(count, 1, 1, device=asked.device) < self.dropout
         return torch.where(gone, self.code.to(asked.dtype), asked)
+
+    def check_guidance(self, guidance: float) -> None:
+        """InvalidInput for a guidance, where training never replaced a condition: the null one is as it began."""
+        if guidance != 1 and not self.dropout:
+            fact = "this generator was never trained without a condition: there is nothing to guide it away from"
+            raise InvalidInput(fact, "leave --guidance out, or train it with a dropout of conditions: 0.1, say")
 
     def beside(self, asked: Tensor, guidance: float) -> Tensor:
         """(B, L or 1, d), and where there is guidance as many null ones after them."""

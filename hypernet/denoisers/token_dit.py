@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 
@@ -67,10 +68,10 @@ class _Layer(nn.Module):
         read = self.read(_modulated(tokens, scale, shift)).unflatten(-1, (3, self.heads, -1))
         query, key, value = read.permute(2, 0, 3, 1, 4)  # (B, heads, L, width / heads)
         heard = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        tokens = tokens + gate * self.write(heard)
-        after: Tensor = tokens + mlp[2] * self.mlp(_modulated(tokens, mlp[0], mlp[1]))
-        return after
+        tokens = torch.addcmul(tokens, gate, self.write(heard))
+        return torch.addcmul(tokens, mlp[2], self.mlp(_modulated(tokens, mlp[0], mlp[1])))
 
 
 def _modulated(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return layer_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
+    normed = layer_norm(tokens, tokens.shape[-1:])
+    return torch.addcmul(normed + shift, normed, scale)  # (1 + scale) normed + shift, in two operations

@@ -8,10 +8,13 @@ from paramsmith.hypernet.protocols import Chosen, SamplerDesign, Site
 from paramsmith.params import Params
 from paramsmith.parts import generators
 
-from .asking import Cutting, Size, condition_of, plain
+from .asking import Cutting, Size, condition_of, plain, with_norms
 
 WIDTHS = {"tiny": 256, "small": 1024, "paper": 1024}  # of a code: the numbers of the latent
-STEPS = {"tiny": (600, 100, 800), "small": (5_000, 1_000, 20_000), "paper": (30_000, 5_000, 100_000)}
+STEPS = {"tiny": (1200, 300, 900), "small": (5_000, 1_000, 20_000), "paper": (30_000, 5_000, 100_000)}
+BATCHES = {"tiny": 16, "small": 64, "paper": 64}
+SETS: dict[Size, dict[str, int]] = {"tiny": {"hidden": 64, "inducing": 8, "between": 128}, "small": {}, "paper": {}}
+SAMPLING = {"tiny": 100, "small": 1024, "paper": 1024}  # steps
 
 
 class D2nwg(Params):
@@ -22,8 +25,8 @@ class D2nwg(Params):
     scale: bool = Field(False, description="one power of two for each tensor; the paper has one constant for all")
     guidance: bool = Field(False, description="leave out a tenth of the conditions in training; the paper does not")
     align: bool = Field(True, description="bring codes of data sets near to latents before the diffusion is trained")
-    steps: int = Field(1024, ge=1, le=1024, description="steps of sampling")
-    batch: int = Field(64, ge=1, le=65_536, description="networks a step")
+    steps: int | None = Field(None, ge=1, le=1024, description="steps of sampling: of tiny 100, else all 1024")
+    batch: int | None = Field(None, ge=1, le=65_536, description="networks a step: of tiny 16, else 64")
 
 
 @generators("d2nwg", D2nwg, paper="arXiv:2402.18153")
@@ -32,32 +35,39 @@ def d2nwg(options: D2nwg, site: Site) -> SamplerDesign:
 
     The whole network is one vector, in the order of its tensors; its number of classes is fixed, and the condition does
     not say which row of a head is whose. 1024 ancestral steps, noise is predicted, the condition is a second channel.
+    `tiny` is for minutes of one CPU thread: small images, 100 steps, the mean of all networks subtracted.
 
     Soro et al., 2025, "Diffusion-Based Neural Network Weights Generation", arXiv:2402.18153.
     """
     name, _ = condition_of(site)
     asked = plain(Cutting.model_validate({"shots": options.shots}), site)
     width = WIDTHS[options.size]
-    encoder = Chosen("set_transformer", {"shots": options.shots}) if name == "classes" else asked.encoder
+    encoder = (
+        Chosen("set_transformer", {"shots": options.shots, **SETS[options.size]})
+        if name == "classes"
+        else asked.encoder
+    )
     codec, align, prior = STEPS[options.size]
     if not options.align or name != "classes":
         align = 0
-    stages = {"batch": options.batch, "codec_steps": codec, "align_steps": align, "align": "clip"}
+    plainly = "center" if options.size == "tiny" else "none"  # few steps do not find the mean of all networks
+    batch = options.batch or BATCHES[options.size]
+    stages = {"batch": batch, "codec_steps": codec, "align_steps": align, "align": "clip"}
     diffusion: dict[str, object] = {
         "denoiser": "unet",
         "size": options.size,
         "scheduler": "ddpm",
-        "steps": options.steps,
+        "steps": options.steps or SAMPLING[options.size],
         "times": 1024,
     }
     diffusion |= {"prediction": "epsilon", "betas": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0155}
     return SamplerDesign(
         width=width if name == "classes" else asked.width,
-        tokens={"layout": "flat", "normaliser": "pow2" if options.scale else "none"},
+        tokens=with_norms({"layout": "flat", "normaliser": "pow2" if options.scale else plainly}, site),
         encoder=encoder,
         codec=Chosen("image_vae", {"size": options.size}),
         prior=Chosen("diffusion", {**diffusion, "dropout": 0.1 if options.guidance else 0.0}),
         objective=Chosen("stages", stages),
         condition=asked.shapes,
-        course={"steps": codec + align + prior, "lr": 1e-3 if options.size == "tiny" else 1e-4, "ema": 0.995},
+        course={"steps": codec + align + prior, "lr": 2e-3 if options.size == "tiny" else 1e-4, "ema": 0.995},
     )

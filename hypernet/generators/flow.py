@@ -9,7 +9,7 @@ from pydantic import Field
 from paramsmith.hypernet.protocols import Chosen, SamplerDesign, Site
 from paramsmith.parts import generators
 
-from .asking import Cutting, Size, plain, tokens
+from .asking import Cutting, Size, learned, tokens
 
 
 class Flow(Cutting):
@@ -33,15 +33,17 @@ def flow(options: Flow, site: Site) -> SamplerDesign:
 
     Paper: Flow Matching for Generative Modeling, arXiv:2210.02747; the tokens are this project's own.
     """
-    asked = plain(options, site)
+    asked = learned(options, site)
     codec_steps = options.codec_steps if options.codec == "token_vae" else 0
+    # components are one token, of numbers that differ in size
+    denoiser = {"denoiser": "mlp", "standardise": "number"} if options.codec == "pca" else {}
     course = {"steps": 2500 + codec_steps, "lr": 1e-3, "weight_decay": 1e-2, "warmup": 100, "schedule": "cosine"}
     return SamplerDesign(
         width=asked.width,
         tokens=tokens(options, site),
         encoder=asked.encoder,
         codec=Chosen(options.codec, {"rank": options.rank} if options.codec == "pca" else {}),
-        prior=Chosen("flow", {"size": options.size, "dropout": options.dropout, "steps": options.steps}),
+        prior=Chosen("flow", {**denoiser, "size": options.size, "dropout": options.dropout, "steps": options.steps}),
         objective=Chosen("stages", {"batch": options.batch, "codec_steps": codec_steps}),
         condition=asked.shapes,
         course={**course, "clip": 1.0, "ema": 0.995},

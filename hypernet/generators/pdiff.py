@@ -8,7 +8,7 @@ from paramsmith.hypernet.protocols import Chosen, SamplerDesign, Site
 from paramsmith.params import Params
 from paramsmith.parts import generators
 
-from .asking import Size
+from .asking import Size, with_norms
 
 
 class Pdiff(Params):
@@ -31,7 +31,7 @@ def pdiff(options: Pdiff, site: Site) -> SamplerDesign:
     """
     return SamplerDesign(
         width=1,
-        tokens={"layout": "flat", "normaliser": "center"},
+        tokens=with_norms({"layout": "flat", "normaliser": "center"}, site),
         encoder=Chosen("empty"),
         codec=Chosen("pca", {"rank": options.rank, "whiten": True}),
         prior=Chosen(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from paramsmith.hypernet.latents import Pairs
 from paramsmith.hypernet.sampler import Sampler
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.hypernet.zoos.build import episode_of
+from paramsmith.hypernet.zoos.index import Split
 from paramsmith.hypernet.zoos.smallness import run_count, warn_few
 from paramsmith.hypernet.zoos.zoo import Member, Zoo
 from paramsmith.params import Params
@@ -53,6 +54,13 @@ class Group:
             yield list(range(start, min(start + _AT_ONCE, len(self.members))))
 
 
+@dataclass(frozen=True)
+class CodecLoss(Reconstruction):
+    """What the codec loses, and of which split the networks are that it was seen by; of `train`, it is too hopeful."""
+
+    split: Split = "train"
+
+
 @objectives("stages", Stages)
 class StagesObjective:
     """One batch of networks a step: the loss of the codec, of the alignment, or of the prior on frozen latents.
@@ -74,8 +82,9 @@ class StagesObjective:
         self.sizes = torch.tensor([len(group.members) for group in self.groups], dtype=torch.float64)
         self._latents: dict[int, Tensor] = {}  # by the number of a group's first network
         self._conditions: dict[int, dict[str, Tensor]] = {}
+        self._same: dict[int, Tensor] = {}
         self._fitted = False
-        self.report: Reconstruction | None = None
+        self.report: CodecLoss | None = None
         warn_few(run_count(source.of("train")))
         model.tokenizer.fit(self._networks)
         fit = getattr(model.codec, "fit", None)
@@ -98,6 +107,10 @@ class StagesObjective:
             return "codec"
         return "alignment" if step < self.options.codec_steps + self.options.align_steps else "prior"
 
+    def over(self, step: int) -> tuple[str, ...]:
+        """The codec once its stage is over: the prior learns latents of the codec that is saved."""
+        return () if self.turn(step) == "codec" else ("codec",)
+
     def loss(self, step: int, rng: torch.Generator) -> Tensor:
         """The mean over one batch of networks."""
         turn, (group, chosen) = self.turn(step), self._drawn(rng)
@@ -106,12 +119,18 @@ class StagesObjective:
             tokens = self.model.tokenizer.tokens(self._weights(group, chosen), group.spec)
             found: Tensor = self.model.codec.loss(tokens, self.model.layout(group.spec))
             return found
-        self.finish()
+        if turn == "prior":
+            self.finish()
+        else:
+            self._check_codec()
         latent = self._latent(group, chosen)
         asked = self.model.asked(self._condition(group, chosen), group.spec).expand(len(latent), -1, -1)
         if turn == "alignment":
-            compared = siglip_loss if self.options.align == "siglip" else soft_clip_loss
-            return compared(latent.flatten(1), asked.mean(1))
+            pairs = latent.flatten(1), asked.mean(1)
+            if self.options.align == "clip":
+                return soft_clip_loss(*pairs)  # whose targets are soft: networks of one task are alike
+            tasks = self._tasks(group)[chosen].to(latent.device)
+            return siglip_loss(*pairs, same=tasks[:, None] == tasks)
         loss: Tensor = self.model.prior.loss(latent, asked, self.model.places(group.spec))
         return loss
 
@@ -119,29 +138,47 @@ class StagesObjective:
         """The prior's statistics, or all there is to it: before its first step, or after the last of all."""
         if self._fitted:
             return
+        self._check_codec()
         training = self.model.training
         self.model.eval()
-        self._check_codec()
         self.model.prior.fit(self._pairs)
         self.model.train(training)
         self._fitted = True
 
-    def _check_codec(self) -> None:
-        """Failed where the codec loses too much of what networks can do; where no task tells, nothing is said."""
-        group = self.groups[0]
-        places, whole = self.model.places(group.spec), self.model.layout(group.spec).places
-        if self.zoo.task is None or places.mask.numel() == whole.mask.numel():
-            return  # nothing is lost where a latent has all numbers
-        known = [i for i, member in enumerate(group.members) if member.entry.episode is not None][:_JUDGED]
-        if known:
-            episodes = [episode_of(self.zoo.task, group.members[i]) for i in known]
-            networks = [(self._weights(group, known), group.spec)]
-            self.report = reconstruction(self.model, networks, self.zoo.task, episodes)
-            check_reconstruction(self.report, self.options.margin)
-
-    def result(self) -> Reconstruction | None:
+    def result(self) -> CodecLoss | None:
         """What the codec loses, where a task told."""
         return self.report
+
+    def _check_codec(self) -> None:
+        """Failed where the codec loses too much of what networks can do; where no task tells, nothing is said.
+
+        Those to choose by judge it, where the zoo has any that a task knows; else those that it was made from, which it
+        knows better than others. Those to be judged by are for the end.
+        """
+        task, codec = self.zoo.task, self.model.codec
+        if self.report is not None or task is None or not (hasattr(codec, "fit") or hasattr(codec, "loss")):
+            return  # a codec that learns nothing loses nothing
+        group, members, split = self._judges()
+        if not members:
+            return
+        training = self.model.training
+        self.model.eval()
+        tensors = {name: held.to(self.model.device) for name, held in self.zoo.batch(members).items()}
+        episodes = [episode_of(task, member) for member in members]
+        found = reconstruction(self.model, [(tensors, group.spec)], task, episodes)
+        self.model.train(training)
+        self.report = CodecLoss(**asdict(found), split=split)
+        check_reconstruction(self.report, self.options.margin)
+
+    def _judges(self) -> tuple[Group, list[Member], Split]:
+        """Networks by which the codec is judged, all of one group's architecture."""
+        for split in ("validation", "train"):
+            known = [member for member in self.zoo.of(split) if member.entry.episode is not None]
+            for group in self.groups:
+                chosen = [member for member in known if member.spec.hash == group.members[0].spec.hash]
+                if chosen:
+                    return group, chosen[:_JUDGED], split
+        return self.groups[0], [], "train"
 
     def _drawn(self, rng: torch.Generator) -> tuple[Group, list[int]]:
         """A group, and places within it; the same network twice only where there are fewer than a batch."""
@@ -175,6 +212,16 @@ class StagesObjective:
                 return self._stacked([group.members[i] for i in chosen])
             self._conditions[key] = self._stacked(group.members)
         return {name: tensor[chosen] for name, tensor in self._conditions[key].items()}
+
+    def _tasks(self, group: Group) -> Tensor:
+        """(members,) int64: equal for networks of one task; one whose task is not known is alone with it."""
+        key = group.numbers[0]
+        if key not in self._same:
+            known: dict[object, int] = {}
+            told = [member.entry.task for member in group.members]
+            names = [("network", i) if task is None else ("task", task) for i, task in enumerate(told)]
+            self._same[key] = torch.tensor([known.setdefault(name, len(known)) for name in names])
+        return self._same[key]
 
     def _stacked(self, members: Sequence[Member]) -> dict[str, Tensor]:
         """Their conditions, (B, ...) each."""

@@ -110,8 +110,7 @@ class AutoregressivePrior(nn.Module):
     @torch.no_grad()
     def sample(self, asked: Tensor, places: Places, noise: Noise, how: Sampling) -> Tensor:
         """(B, L or 1, d) -> codes (B, L, levels), as numbers."""
-        if how.steps is not None:
-            raise InvalidInput("the prior 'autoregressive' takes a step a position", "leave the number of steps out")
+        self._check_steps(how)
         length = len(places)
         chances = torch.special.ndtr(noise("codes", (length, self.levels)).double())  # (B, L, levels), below 1 in fp64
         codes = torch.zeros(chances.shape, dtype=torch.int64, device=chances.device)
@@ -127,6 +126,15 @@ class AutoregressivePrior(nn.Module):
                 if i + 1 < block.end:
                     tokens = self._tokens(codes, asked, places, i + 1, i + 2)
         return codes.float()
+
+    def check_sampling(self, how: Sampling) -> None:
+        """InvalidInput for a number of steps, and for a guidance without a null condition that was trained."""
+        self._check_steps(how)
+        self.null.check_guidance(how.guidance)
+
+    def _check_steps(self, how: Sampling) -> None:
+        if how.steps is not None:
+            raise InvalidInput("the prior 'autoregressive' takes a step a position", "leave the number of steps out")
 
     def _draw(self, here: Tensor, heard: Tensor, chances: Tensor, guidance: float) -> None:
         """Fill in the codes (B, 1, levels) of a position, level by level."""

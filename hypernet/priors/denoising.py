@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from paramsmith.errors import Failed, InvalidInput
 from paramsmith.hypernet.denoisers.conditioning import Size, latent_shape, real
+from paramsmith.hypernet.denoisers.mlp import Mlp
 from paramsmith.hypernet.denoisers.null import NullCondition, guided
 from paramsmith.hypernet.denoisers.token_dit import TokenDit
 from paramsmith.hypernet.denoisers.unet import Unet
 from paramsmith.hypernet.denoisers.unet1d import Unet1d
-from paramsmith.hypernet.latents import Pairs, Places
+from paramsmith.hypernet.latents import Pairs, Places, Sampling
 from paramsmith.hypernet.protocols import Site
 from paramsmith.params import Params
 
-Kind: TypeAlias = Literal["token_dit", "unet", "unet1d"]
+Kind: TypeAlias = Literal["token_dit", "mlp", "unet", "unet1d"]
 
 DENOISERS: Final[dict[Kind, Callable[[Size, Site], nn.Module]]] = {
     "token_dit": TokenDit,
+    "mlp": Mlp,
     "unet": Unet,
     "unet1d": Unet1d,
 }
@@ -31,7 +33,9 @@ DENOISERS: Final[dict[Kind, Callable[[Size, Site], nn.Module]]] = {
 class Denoising(Params):
     """Options of every prior that takes noise away."""
 
-    denoiser: Kind = Field("token_dit", description="transformer over tokens, or convolutions in two or one dimensions")
+    denoiser: Kind = Field(
+        "token_dit", description="transformer over tokens, perceptron on each, convolutions in 2D or 1D"
+    )
     size: Size = Field("tiny", description="of the denoiser")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of conditions that training replaces by the null one")
     standardise: Literal["scalar", "number"] = Field(
@@ -84,6 +88,10 @@ class DenoisingPrior(nn.Module):
     def restored(self, standard: Tensor, places: Places) -> Tensor:
         """And back, with 0 for padding."""
         return (standard * self.std + self.mean) * real(places, standard)
+
+    def check_sampling(self, how: Sampling) -> None:
+        """InvalidInput for a guidance without a null condition that was trained."""
+        self.null.check_guidance(how.guidance)
 
     def predicted(self, noisy: Tensor, time: float, asked: Tensor, places: Places, guidance: float) -> Tensor:
         """What the denoiser says of (B, L, D) at a time in [0, 1], guided."""

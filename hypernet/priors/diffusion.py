@@ -104,6 +104,11 @@ class DiffusionPrior(DenoisingPrior):
                 x = ddim(data, rest, after)
         return self.restored(x, places)
 
+    def check_sampling(self, how: Sampling) -> None:
+        """InvalidInput also for more steps than times."""
+        super().check_sampling(how)
+        self._enough(how.steps or self.options.steps)
+
     def _enough(self, steps: int) -> None:
         if steps > self.options.times:
             fact = f"{steps:,} steps of sampling, and the diffusion has {self.options.times:,} times"

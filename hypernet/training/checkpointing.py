@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -56,6 +56,7 @@ class State:
         inside = {id(p) for p in hypernetwork.parameters()}
         self.others = [p for p in self.parameters if id(p) not in inside]
         self.averages: list[Tensor] = []
+        self.settled: set[int] = set()  # ids of parameters that are what they will be
         self.updates = 0
 
     def average(self, decay: float) -> None:
@@ -65,7 +66,26 @@ class State:
             self.averages = [p.clone() for p in held]
         self.updates += 1
         share = 1 - min(decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, held, share)  # pyright: ignore[reportPrivateImportUsage]
+        moving = [
+            (a, w) for a, w, p in zip(self.averages, held, self.parameters, strict=True) if id(p) not in self.settled
+        ]
+        averages, weights = (list(column) for column in zip(*moving, strict=True))
+        torch._foreach_lerp_(averages, weights, share)  # pyright: ignore[reportPrivateImportUsage]
+
+    @torch.no_grad()
+    def settle(self, over: Iterable[str]) -> None:
+        """The averages take the place of the weights that only these turns train, and change no more.
+
+        What is trained later sees them as they will be saved. After a resumption the same happens again, to the same
+        numbers.
+        """
+        names = set(over)
+        rest = {id(p) for name, turn in self.turns.items() if name not in names for p in turn.parameters}
+        done = {id(p) for name in names & set(self.turns) for p in self.turns[name].parameters} - rest - self.settled
+        for parameter, average in zip(self.parameters, self.averages, strict=False):
+            if id(parameter) in done:
+                parameter.copy_(average)
+        self.settled |= done
 
     @torch.no_grad()
     def keep_averages(self) -> None:

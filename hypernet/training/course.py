@@ -36,7 +36,7 @@ class Course(Params):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all that is drawn")
     device: str = Field("cpu", description="where to train: cpu, cuda, cuda:1 or auto")
     threads: int = Field(1, ge=1, le=1024, description="of the CPU; small generators are slower with more")
-    compile: bool = Field(False, description="compile the hypernetwork: pays for one target and many steps")
+    compile: bool = Field(False, description="compile what is trained: pays for one target and many steps")
     max_bad: int = Field(20, ge=1, description="steps in a row that may be skipped because a number is not finite")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
     tracker: str | None = Field(None, description="also tell metrics to tensorboard, wandb or the like")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,6 +23,7 @@ from paramsmith.progress import Progress
 from paramsmith.resumable import Resumable
 
 from .checkpointing import Counts, State, Turn, make_turns, numbers
+from .compiling import compiled
 from .course import Course
 from .metrics import FILE, Log, Metrics, check_tracker, tracking
 from .processes import accelerated, begin_alike, from_first, mean, share_gradients
@@ -139,18 +140,17 @@ class _Run:
         course, first, before = self.course, self.counts.step, self.counts.seconds
         started = time.perf_counter()
         self.hypernetwork.train()
-        if course.compile:
-            self.hypernetwork.compile()
-        while self.counts.step < course.steps:
-            line = self._step()
-            if line is not None:
-                self.metrics.add(line)
-                for log in logs:
-                    log(line)
-            self.counts.seconds = before + time.perf_counter() - started
-            if progress is not None:
-                progress(self.counts.step, course.steps)
-            self._save_if_due()
+        with compiled(self.hypernetwork) if course.compile else nullcontext():
+            while self.counts.step < course.steps:
+                line = self._step()
+                if line is not None:
+                    self.metrics.add(line)
+                    for log in logs:
+                        log(line)
+                self.counts.seconds = before + time.perf_counter() - started
+                if progress is not None:
+                    progress(self.counts.step, course.steps)
+                self._save_if_due()
         self.hypernetwork.eval()
         self.state.keep_averages()
         finish = getattr(self.objective, "finish", None)
@@ -164,6 +164,8 @@ class _Run:
     def _step(self) -> Mapping[str, float] | None:
         """One step; a line of metrics where one is due."""
         step, course = self.counts.step, self.course
+        over = getattr(self.objective, "over", None)
+        self.state.settle(over(step) if callable(over) else ())
         name = self.objective.turn(step)
         turn = self.state.turns[name]
         rate = turn.course.lr * turn.course.factor(step)

@@ -118,6 +118,10 @@ class Classification:
         """The share of right answers."""
         return (run(batch["x"]).argmax(-1) == batch["y"]).float().mean()
 
+    def logits(self, run: Run, batch: Batch) -> Tensor:
+        """(examples, classes)."""
+        return run(batch["x"])
+
     def _examples(self, x: Tensor, y: Tensor, condition: Condition) -> Batch:
         return {"x": x if self.change is None else self.change(x, condition), "y": y}
 

@@ -342,6 +342,7 @@ def test_sizes_of_the_image_vae(size: str, pixels: int) -> None:
     with torch.device("meta"):
         codec = made("image_vae", site(rows()), size=size)
         assert codec.places(rows()).mask.shape == (pixels, 4)
+        assert codec.slope == (1 if size == "tiny" else 0.01)
     if size == "paper":
         count = sum(p.numel() for p in codec.autoencoder.parameters())
         assert 15.0e6 < count < 15.2e6  # as many as the reference's

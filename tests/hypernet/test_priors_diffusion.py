@@ -10,12 +10,16 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.denoisers.unet import Unet
+from paramsmith.hypernet.generators.d2nwg import D2nwg, d2nwg
 from paramsmith.hypernet.latents import Places, Sampling
 from paramsmith.hypernet.priors.diffusion import Diffusion, DiffusionPrior
 from paramsmith.hypernet.priors.stepping import spaced
+from paramsmith.hypernet.protocols import SamplerDesign, Site
+from paramsmith.hypernet.targets.describe import spec_of
 from paramsmith.parts import priors
 from tests.hypernet.latentplaces import WIDTH, little, noise_of, paired, places_of, site_of, trained, woken
 
@@ -29,6 +33,36 @@ PAPERS = {
     "pdiff": {"times": 1000, "betas": "linear", "beta_start": 1e-4, "beta_end": 0.02},
 }
 every_prediction = pytest.mark.parametrize("prediction", ["v_prediction", "epsilon", "sample"])
+
+
+def d2nwg_of(size: Any, **options: Any) -> SamplerDesign:
+    spec = spec_of(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), 3)
+    return d2nwg(D2nwg(size=size, **options), Site(0, spec, {"classes": (3, 0, 4)}))
+
+
+def test_d2nwg_of_paper_size_is_as_published() -> None:
+    made = d2nwg_of("paper")
+    said = {"denoiser": "unet", "size": "paper", "scheduler": "ddpm", "steps": 1024, "prediction": "epsilon"}
+    assert made.prior.options == {**said, **PAPERS["d2nwg"], "dropout": 0.0}
+    assert (made.tokens["layout"], made.tokens["normaliser"]) == ("flat", "none")
+    assert made.encoder.options == {"shots": 5}
+    assert (made.width, made.objective.options["batch"], made.course["lr"]) == (1024, 64, 1e-4)
+
+
+def test_d2nwg_that_is_tiny_and_what_is_said_of_it() -> None:
+    made = d2nwg_of("tiny")
+    assert (made.width, made.objective.options["batch"], made.prior.options["steps"]) == (256, 16, 100)
+    told = d2nwg_of("tiny", steps=1024, batch=8, scale=True)
+    assert (told.objective.options["batch"], told.prior.options["steps"]) == (8, 1024)
+    assert (made.tokens["normaliser"], told.tokens["normaliser"]) == ("center", "pow2")
+
+
+def test_a_code_as_wide_as_a_latent_is_first_read_as_one() -> None:
+    net = Unet("tiny", Site(L * D, latent=(L, D)))
+    code = torch.randn(2, L * D)
+    told = torch.einsum("bd,lnd->bln", code, net.condition)
+    assert torch.equal(told.flatten(1), code)
+    assert float(Unet("tiny", site_of(L, D)).condition.detach().std()) > 0.1
 
 
 def prior_of(**options: Any) -> DiffusionPrior:
@@ -134,7 +168,7 @@ def test_loss_is_that_of_the_equation(prediction: Any, monkeypatch: pytest.Monke
     torch.testing.assert_close(found, wanted.square().mean())
 
 
-@pytest.mark.parametrize("denoiser", ["token_dit", "unet", "unet1d"])
+@pytest.mark.parametrize("denoiser", ["token_dit", "mlp", "unet", "unet1d"])
 def test_a_sample_depends_on_its_seed_and_condition_alone(denoiser: Any) -> None:
     """Ancestral sampling, whose noise is each sample's own."""
     prior, places, asked = prior_of(denoiser=denoiser, scheduler="ddpm"), places_of(L, D), asked_of()
@@ -164,7 +198,7 @@ def test_times_are_evenly_spaced(steps: int) -> None:
     assert max(abs(a - b - 1000 / steps) for a, b in zip(found, [*found[1:], -1], strict=True)) <= 1
 
 
-@pytest.mark.parametrize(("denoiser", "steps"), [("token_dit", 60), ("unet", 12), ("unet1d", 40)])
+@pytest.mark.parametrize(("denoiser", "steps"), [("token_dit", 60), ("mlp", 60), ("unet", 40), ("unet1d", 40)])
 def test_one_batch_is_learned(denoiser: Any, steps: int, little: None) -> None:
     torch.manual_seed(1)
     prior, places = DiffusionPrior(Diffusion(denoiser=denoiser), site_of(L, D)), places_of(L, D)

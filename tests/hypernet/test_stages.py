@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from paramsmith.errors import Failed, GenerateWarning, InvalidInput
+from paramsmith.hypernet.denoisers import token_dit
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.objectives.stages import Stages, StagesObjective
 from paramsmith.hypernet.protocols import Batch, Chosen, Episode, Run, SamplerDesign
@@ -20,6 +21,7 @@ from paramsmith.hypernet.training.course import Course
 from paramsmith.hypernet.training.learning import train
 from paramsmith.hypernet.training.loop import fit
 from paramsmith.hypernet.zoos.build import build
+from paramsmith.hypernet.zoos.index import Split
 from paramsmith.hypernet.zoos.zoo import Zoo
 
 pytestmark = [
@@ -121,30 +123,99 @@ def test_a_codec_that_loses_too_much_is_refused(zoo: Zoo) -> None:
     assert told.lost > 0.02
 
 
+def test_a_codec_is_judged_by_networks_to_choose_by_where_there_are_any(zoo: Zoo) -> None:
+    """And never by those of the report, nor by those it was made from but for want of others."""
+    splits: list[Split] = ["train", "validation", "test"]
+    dealt = [replace(m, entry=m.entry.model_copy(update={"split": splits[i % 3]})) for i, m in enumerate(zoo.members)]
+    for members, split in ((dealt, "validation"), ([m for m in dealt if m.entry.split != "validation"], "train")):
+        judged = Zoo(zoo.folder, members)
+        judged.task = Directions()
+        objective = StagesObjective(
+            Stages(margin=1.0), Sampler.of(design("pca", per="token", rank=1), zoo.site), judged
+        )
+        objective.finish()
+        told = objective.result()
+        assert told is not None
+        assert told.split == split
+        alike = [m for m in judged.of(told.split) if m.spec.hash == objective._judges()[1][0].spec.hash]
+        assert told.networks == len(alike)
+
+
+def test_networks_of_one_task_are_no_negatives_of_each_other(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = 2 * (WIDTH + 1)  # of a head for two classes, and of a code
+    tasks = [("a", "b", None)[i % 3] for i in range(len(zoo))]
+    told = [replace(m, entry=m.entry.model_copy(update={"task": t})) for m, t in zip(zoo.members, tasks, strict=True)]
+    named = Zoo(zoo.folder, [m for m in told if len(m.condition["classes"]) == 2])
+    made = design()
+    wide = replace(made, width=numbers, encoder=Chosen("set_transformer", {"shots": 5, "hidden": 8}), condition=None)
+    model = Sampler.of(wide, named.site)
+    seen: list[Tensor] = []
+
+    def compared(latents: Tensor, codes: Tensor, same: Tensor) -> Tensor:
+        seen.append(same)
+        return codes.sum()
+
+    monkeypatch.setattr("paramsmith.hypernet.objectives.stages.siglip_loss", compared)
+    objective = StagesObjective(Stages(align_steps=2, batch=9), model, named)
+    rng = torch.Generator().manual_seed(3)
+    _, chosen = objective._drawn(torch.Generator().manual_seed(3))
+    objective.loss(0, rng)
+    held = [named.members[i].entry.task for i in chosen]
+    wanted = [[i == j or (a is not None and a == b) for j, b in enumerate(held)] for i, a in enumerate(held)]
+    assert seen[0].tolist() == wanted
+    assert 9 < int(seen[0].sum()) < 81
+
+
+def test_a_codec_is_its_average_once_its_stage_is_over(zoo: Zoo) -> None:
+    """What the prior learned latents of is what is saved, to the bit."""
+    model = Sampler.of(design("token_vae", latent=3, layers=1, width=8, heads=2), zoo.site)
+    objective = StagesObjective(Stages(codec_steps=8, batch=8), model, zoo)
+    course = Course(steps=14, ema=0.9)
+    held: list[dict[str, Tensor]] = []
+    whole = objective.loss
+
+    def watched(step: int, rng: torch.Generator) -> Tensor:
+        held.append({name: tensor.clone() for name, tensor in model.codec.state_dict().items()})
+        return whole(step, rng)
+
+    objective.loss = watched  # type: ignore[method-assign]
+    fit(model, objective, course)
+    saved = model.codec.state_dict()
+    for step in range(8, 14):
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in held[step].items()), step
+    assert any(not torch.equal(tensor, held[7][name]) for name, tensor in saved.items())
+
+
 def test_few_networks_are_warned_of(zoo: Zoo) -> None:
     few = Zoo(zoo.folder, zoo.members[:8])
     with pytest.warns(GenerateWarning, match="8 networks are few .* expect copies"):
         Generator.build("mean", zoo.site).fit(few)
 
 
-def test_the_same_numbers_after_an_interruption(zoo: Zoo, tmp_path: Path) -> None:
-    course = {"steps": 30, "log_every": 5}
-    whole = train("flow", zoo, tmp_path / "whole", course=course)
+@pytest.mark.parametrize("cut", [17, 8])
+def test_the_same_numbers_after_an_interruption(
+    cut: int, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of a stage, and at the step at which the codec's is over."""
+    monkeypatch.setitem(token_dit.SIZES, "tiny", (16, 1, 2))
+    course = {"steps": 22, "log_every": 5, "ema": 0.9}
+    options = {"codec": "token_vae", "codec_steps": 8, "batch": 8}
+    whole = train("flow", zoo, tmp_path / "whole", options=options, course=course)
     seen = 0
 
     def stop(done: int, total: int) -> None:
         nonlocal seen
         seen = done
-        if done == 17:
+        if done == cut:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paramsmith.resumable.Resumable.due", lambda self: True)
         patch.setattr("paramsmith.hypernet.training.loop.SAVING", 1e9)
         with pytest.raises(KeyboardInterrupt):
-            train("flow", zoo, tmp_path / "cut", course=course, progress=stop)
-    again = train("flow", zoo, tmp_path / "cut", course=course)
-    assert seen == 17
+            train("flow", zoo, tmp_path / "cut", options=options, course=course, progress=stop)
+    again = train("flow", zoo, tmp_path / "cut", options=options, course=course)
+    assert seen == cut
     assert again.fit.losses == whole.fit.losses
     held, other = (each.generator.model.state_dict() for each in (whole, again))
     assert all(torch.equal(tensor, other[name]) for name, tensor in held.items())
