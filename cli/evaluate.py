@@ -18,8 +18,10 @@ from .output import finite, json_option, show_json, show_table, told_warnings, w
 from .task_options import check_apart
 
 if TYPE_CHECKING:
-    from paramsmith.hypernet.evaluation.evaluate import Arm, Budget, Evaluation, Row
+    from paramsmith.hypernet.evaluation.evaluate import Arm
+    from paramsmith.hypernet.evaluation.results import Budget, Evaluation, Row
     from paramsmith.hypernet.protocols import Task
+    from paramsmith.hypernet.zoos.zoo import Zoo
 
 
 def _numbers(kind: Callable[[str], float]) -> Callable[[object, object, str | None], tuple[float, ...] | None]:
@@ -38,6 +40,7 @@ def _numbers(kind: Callable[[str], float]) -> Callable[[object, object, str | No
 @click.argument("generators", nargs=-1, metavar="[GENERATOR]...")
 @click.option("--tasks", "reference", required=True, metavar="FILE.PY:FUNCTION", help="What the starts are for.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the numbers there, as JSON.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write all there as one page: .html.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves there: .png or .svg.")
 @click.option("--steps", "marks", callback=_numbers(int), metavar="0,1,5,20,100", help="Steps to show scores at.")
 @click.option("--rates", callback=_numbers(float), metavar="0.001,0.01", help="Learning rates to choose from.")
@@ -45,7 +48,14 @@ def _numbers(kind: Callable[[str], float]) -> Callable[[object, object, str | No
 @click.option("--targets", type=click.IntRange(1), help="Unseen targets, or conditions, to judge by.")
 @click.option("--seeds", type=click.IntRange(1), help="Draws of every start.")
 @click.option("--batch-size", type=click.IntRange(1), help="Examples a step.")
-@click.option("--zoo", type=click.IntRange(0), help="Networks to train for the starts mean and nearest; 0 for none.")
+@click.option("--zoo", type=click.Path(path_type=Path), help="What they were trained on, to compare with.")
+@click.option(
+    "--networks", type=click.IntRange(0), help="Without a zoo: networks to train for the starts mean, nearest."
+)
+@click.option("--best-of", "best", type=click.IntRange(2, 10_000), metavar="K", help="Also the best of K samples.")
+@click.option(
+    "--mean-of", "mean", type=click.IntRange(2, 10_000), metavar="K", help="Also the mean of K: linear heads."
+)
 @click.option("--seed", type=click.IntRange(0), help="Of all draws.")
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on the way.")
@@ -54,60 +64,79 @@ def command(
     generators: tuple[str, ...],
     reference: str,
     output: Path | None,
+    report: Path | None,
     plot: Path | None,
+    zoo: Path | None,
+    best: int | None,
+    mean: int | None,
     force: bool,
     quiet: bool,
     **given: object,
 ) -> None:
     """Train on from what each GENERATOR makes and from starts that need none, and print a table.
 
-    The task's unseen targets and data are the judges; each start has the learning rate that suits it best.
+    The task's unseen targets and data are the judges; each start has the learning rate that suits it best. With --zoo,
+    a generator is held against what can be computed from the networks it was trained on, and its samples against these.
+
+    \b
+    paramsmith evaluate GEN --tasks fives.py:five_digits --zoo ZOO --report report.html
     """
     from paramsmith.hypernet.evaluation.evaluate import evaluate
     from paramsmith.hypernet.training.tasks import load_task
 
-    for path in filter(None, (output, plot)):
+    written = [path for path in (output, report, plot) if path is not None]
+    for path in written:
         _check_absent(path, force)
-        check_apart(path, reference, *generators)
-    if output is not None and plot is not None and os.path.realpath(output) == os.path.realpath(plot):
-        raise InvalidInput(f"{printable(output, 400)}: numbers and picture go to the same file", "name two")
-    if plot is not None:
-        from paramsmith.hypernet.evaluation.figure import check_format
-
-        check_format(plot.suffix)
+        check_apart(path, reference, *generators, *(() if zoo is None else (str(zoo),)))
+    _check_files(written, report, plot)
     budget = _budget(given)
     told = None if quiet or wants_json() else lambda name: click.echo(f"training on from: {printable(name)}", err=True)
     with told_warnings(GenerateWarning):
         task = load_task(reference)
         named = zip(generators, local_names(generators), strict=True)
-        arms = [arm for name, shown in named for arm in _arms(name, shown, task, budget)]
-        found = evaluate(task, arms, budget, told)
-    _write(found, output, plot)
+        arms = [arm for name, shown in named for arm in _arms(name, shown, task, budget, best, mean)]
+        found = evaluate(task, arms, budget, told, None if zoo is None else _zoo(zoo))
+    _write(found, output, report, plot)
     if wants_json():
         return show_json(found.to_json())
     return _show(found)
 
 
 def _budget(given: dict[str, object]) -> Budget:
-    from paramsmith.hypernet.evaluation.evaluate import Budget
+    from paramsmith.hypernet.evaluation.results import Budget
     from paramsmith.params import validated
 
     wanted = {name: value for name, value in given.items() if value is not None}
     return validated(Budget, wanted, "the evaluation", "see: paramsmith evaluate --help")
 
 
-def _arms(name: str, shown: str, task: Task, budget: Budget) -> list[Arm]:
-    """The generator's start, what it cost, and, where it is asked for something, the control that asks for another."""
-    from paramsmith.hypernet.evaluation.evaluate import Arm, wrong_condition
-    from paramsmith.hypernet.evaluation.starts import generated
+def _zoo(folder: Path) -> Zoo:
+    from paramsmith.hypernet.zoos.zoo import Zoo
+
+    return Zoo.open(folder)
+
+
+def _arms(name: str, shown: str, task: Task, budget: Budget, best: int | None, mean: int | None) -> list[Arm]:
+    """The generator's start and what it cost, selections of its samples, and the controls of what it is asked."""
+    from paramsmith.hypernet.evaluation.controls import controls_of
+    from paramsmith.hypernet.evaluation.evaluate import Arm
+    from paramsmith.hypernet.evaluation.generated import Generated, averaged, best_of, oracle_of
     from paramsmith.hypernet.generator import Generator
 
     generator = Generator.from_pretrained(name)
-    start = generated(generator.model)
-    arms = [Arm(shown, start, generator.seconds, generated=True)]
-    if generator.model.config["condition"]:
-        arms.append(Arm(f"{shown}, asked wrong", wrong_condition(start, task, budget.seed), None, True, True))
-    return arms
+    start = Generated(generator.model, budget.seed)
+    seen = getattr(generator.model, "encoded", None)
+    arms = [Arm(shown, start, generator.seconds, generated=True, seen=seen)]
+    for kind, of, k in (("best", best_of, best), ("mean", averaged, mean)):
+        if k is not None:
+            arms.append(
+                Arm(f"{shown}, {kind} of {k}", of(start, task, k), generator.seconds, generated=True, seen=seen)
+            )
+    if best is not None:
+        bound = oracle_of(start, task, best)
+        arms.append(Arm(f"{shown}, {best} chosen by what is reported", bound, None, of=f"{shown}, best of {best}"))
+    asked = controls_of(generator.model, start, task, budget.seed)
+    return [*arms, *(Arm(f"{shown}, {kind}", other, None, of=shown) for kind, other in asked.items())]
 
 
 def _check_absent(path: Path, force: bool) -> None:
@@ -119,13 +148,31 @@ def _check_absent(path: Path, force: bool) -> None:
         raise InvalidInput(f"{printable(path.absolute().parent, 400)} is not an existing folder", "create it first")
 
 
-def _write(found: Evaluation, output: Path | None, plot: Path | None) -> None:
+def _check_files(written: list[Path], report: Path | None, plot: Path | None) -> None:
+    """Names that go together, and kinds that can be written."""
+    if len({os.path.realpath(path) for path in written}) < len(written):
+        raise InvalidInput(f"{printable(written[0], 400)}: two things go to the same file", "name two")
+    if report is not None and report.suffix != ".html":
+        raise InvalidInput(
+            f"{printable(report.name, 100)}: a report is an .html page", "name it so, or use -o or --plot"
+        )
+    if plot is not None:
+        from paramsmith.hypernet.evaluation.figure import check_format
+
+        check_format(plot.suffix)
+
+
+def _write(found: Evaluation, output: Path | None, report: Path | None, plot: Path | None) -> None:
     if output is not None:
         replace_file(output, (json.dumps(finite(found.to_json()), indent=2, allow_nan=False) + "\n").encode())
     if plot is not None:
         from paramsmith.hypernet.evaluation.figure import figure
 
         replace_file(plot, figure(found, plot.suffix))
+    if report is not None:
+        from paramsmith.hypernet.evaluation.page import page
+
+        replace_file(report, page(found))
 
 
 def _show(found: Evaluation) -> None:

@@ -31,8 +31,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from paramsmith.hypernet.evaluation.evaluate import Arm, Budget, Evaluation, Row, evaluate
-from paramsmith.hypernet.evaluation.starts import generated
+from paramsmith.hypernet.evaluation.evaluate import Arm, evaluate
+from paramsmith.hypernet.evaluation.generated import Generated
+from paramsmith.hypernet.evaluation.results import Budget, Evaluation, Row
 from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.training.family import TEST, Family, family
@@ -98,7 +99,7 @@ def judge(made: Generator, known: Family, module: nn.Module, example: Tensor, bu
     with torch.no_grad():
         held_out = Target.of(module, example)
     held = task(Unseen(known, held_out))
-    return evaluate(held, [Arm("generated", generated(made.hypernetwork), made.seconds, generated=True)], budget)
+    return evaluate(held, [Arm("generated", Generated(made.model), made.seconds, generated=True)], budget)
 
 
 def row(found: Evaluation, name: str) -> Row:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LEARNING = {"data_aware_digits", "doh_image", "few_shot_digits", "mip_rotated_digits", "self_tuning_digits"}
 LONG = LEARNING | {"class_token_heads", "hyperofa_synthetic", "meta_init_digits", "real_text_tasks"}
+LONG |= {"whole_perceptrons"}
 
 
 def test_there_are_examples() -> None:

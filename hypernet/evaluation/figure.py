@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paramsmith.errors import InvalidInput, printable
 
-from .evaluate import Evaluation
+from .results import Evaluation
 
 FORMATS = (".png", ".svg")
 
@@ -27,7 +27,7 @@ def figure(evaluation: Evaluation, suffix: str) -> bytes:
         for row in evaluation.rows:
             steps = [step for step, _, _ in row.curve]
             low, mean, high = ([m + side * s for _, m, s in row.curve] for side in (-1, 0, 1))
-            style = "-" if row.generated and not row.control else ":" if row.control else "--"
+            style = ":" if row.of is not None else "-" if row.generated else "--"
             (line,) = axes.plot(steps, mean, style, label=printable(row.name, 40).replace("$", r"\$"))
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         axes.axhline(evaluation.threshold, color="grey", linewidth=0.8)

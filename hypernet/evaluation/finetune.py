@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paramsmith.errors import Failed, InvalidInput
-from paramsmith.hypernet.protocols import Batch, Run, Target, Task
+from paramsmith.hypernet.protocols import Batch, Classifying, Run, Target, Task
 from paramsmith.hypernet.training.tasks import scalar
 from paramsmith.userfile import call_user
 
@@ -52,25 +52,65 @@ def finetune(
 
     A run that leaves the finite numbers stays where it was last finite, and so scores what it scored there.
     """
-    weights = {name: start.detach().clone() for name, start in starts.items()}
+    return finetune_together(task, target, [starts], rates, [data], [schedule])[0]
+
+
+def finetune_together(
+    task: Task,
+    target: Target,
+    starts: Sequence[Mapping[str, Tensor]],
+    rates: Tensor,
+    data: Sequence[Data],
+    schedules: Sequence[Schedule],
+) -> list[Curves]:
+    """`finetune` of G groups of starts side by side: each has data, and an order of rows, of its own.
+
+    Marks, batch size and the shapes of what is trained on are the same for all.
+    """
+    count, marks = len(rates), schedules[0].marks
+    weights = {name: torch.cat([start[name] for start in starts]).detach() for name in starts[0]}  # (G B, *shape)
     first = {name: torch.zeros_like(w) for name, w in weights.items()}
     second = {name: torch.zeros_like(w) for name, w in weights.items()}
-    rng = torch.Generator().manual_seed(schedule.seed)
-    seen: list[tuple[Tensor, Tensor]] = []
-    for step in range(max(schedule.marks) + 1):
-        if step in schedule.marks:
-            seen.append((scores(task, target, weights, data.validation), scores(task, target, weights, data.report)))
-        if step == max(schedule.marks):
+    rngs = [torch.Generator().manual_seed(schedule.seed) for schedule in schedules]
+    every, seen = rates.repeat(len(starts)), []
+    for step in range(max(marks) + 1):
+        if step in marks:
+            seen.append([_judged(task, target, _group(weights, g, count), held) for g, held in enumerate(data)])
+        if step == max(marks):
             break
-        slopes = _gradients(task, target, weights, rows(data.train, schedule.batch_size, rng))
-        _adam(weights, slopes, first, second, rates, step + 1)
-    return Curves(torch.stack([s[0] for s in seen], 1), torch.stack([s[1] for s in seen], 1), weights)
+        chosen = [rows(held.train, schedules[0].batch_size, rng) for held, rng in zip(data, rngs, strict=True)]
+        slopes = _gradients(task, target, weights, chosen)
+        _adam(weights, slopes, first, second, every, step + 1)
+    made = []
+    for g in range(len(starts)):
+        validation, report = (torch.stack([at[g][side] for at in seen], 1) for side in (0, 1))
+        made.append(Curves(validation, report, _group(weights, g, count)))
+    return made
+
+
+def _group(weights: Mapping[str, Tensor], g: int, count: int) -> dict[str, Tensor]:
+    """(B, *shape) of one group."""
+    return {name: w[g * count : (g + 1) * count] for name, w in weights.items()}
+
+
+def _judged(task: Task, target: Target, weights: Mapping[str, Tensor], data: Data) -> tuple[Tensor, Tensor]:
+    return scores(task, target, weights, data.validation), scores(task, target, weights, data.report)
 
 
 @torch.no_grad()
 def scores(task: Task, target: Target, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """The score of each of (B, *shape) weights on one batch: (B,)."""
     return _measured(task.score, "score", target, weights, batch)
+
+
+@torch.no_grad()
+def logits(task: Classifying, target: Target, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """What each of (B, *shape) weights says of each example: (B, n, k). Failed where the task's code raises."""
+
+    def one(held: dict[str, Tensor]) -> Tensor:
+        return task.logits(partial(target.call, held), batch)
+
+    return cast(Tensor, call_user(torch.vmap(one, randomness="different"), "the task's logits", dict(weights)))
 
 
 def rows(batch: Batch, count: int | None, rng: torch.Generator) -> Batch:
@@ -104,9 +144,15 @@ def row_count(batch: Batch) -> int:
     return found[0]
 
 
-def _gradients(task: Task, target: Target, weights: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def _gradients(
+    task: Task, target: Target, weights: Mapping[str, Tensor], batches: Sequence[Batch]
+) -> dict[str, Tensor]:
     leaves = {name: w.detach().requires_grad_(True) for name, w in weights.items()}
-    losses = _measured(task.loss, "loss", target, leaves, batch)  # (B,)
+    own = batches[0]
+    if len(batches) > 1:  # a batch for each run
+        several = len(next(iter(leaves.values()))) // len(batches)
+        own = {name: torch.stack([b[name] for b in batches]).repeat_interleave(several, 0) for name in batches[0]}
+    losses = _measured(task.loss, "loss", target, leaves, own, apart=len(batches) > 1)  # (B,)
     if not losses.requires_grad:
         raise Failed("the task's loss does not depend on the weights", "make it of what `run` gives, with gradients on")
     slopes = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
@@ -114,15 +160,24 @@ def _gradients(task: Task, target: Target, weights: Mapping[str, Tensor], batch:
 
 
 def _measured(
-    measure: Callable[[Run, Batch], Tensor], what: str, target: Target, weights: Mapping[str, Tensor], batch: Batch
+    measure: Callable[[Run, Batch], Tensor],
+    what: str,
+    target: Target,
+    weights: Mapping[str, Tensor],
+    batch: Batch,
+    apart: bool = False,
 ) -> Tensor:
-    """What the task says of each of (B, *shape) weights: (B,). Failed where its code raises, or gives no number."""
+    """What the task says of each of (B, *shape) weights: (B,). Failed where its code raises, or gives no number.
 
-    def one(held: dict[str, Tensor]) -> Tensor:
-        return scalar(measure(partial(target.call, held), batch), what)
+    `apart`: the batch has a first axis of runs too.
+    """
+
+    def one(held: dict[str, Tensor], seen: dict[str, Tensor]) -> Tensor:
+        return scalar(measure(partial(target.call, held), seen), what)
 
     where = f"the task's {what}, run for several networks by torch.vmap,"
-    return cast(Tensor, call_user(torch.vmap(one, randomness="different"), where, dict(weights)))
+    mapped = torch.vmap(one, in_dims=(0, 0 if apart else None), randomness="different")
+    return cast(Tensor, call_user(mapped, where, dict(weights), dict(batch)))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from paramsmith.hypernet.protocols import Episode, Site
 from paramsmith.hypernet.targets.target import Slot, TargetSpec
 from paramsmith.params import validated
 from paramsmith.parts import bases
-
-if TYPE_CHECKING:
-    from paramsmith.hypernet.model import WeightModel
 
 Weights: TypeAlias = Mapping[str, Tensor]
 Start: TypeAlias = Callable[[Episode, int], Weights]  # (an episode, a seed) -> weights by slot, no batch axis
@@ -38,18 +35,6 @@ def fresh(kind: str = "default") -> Start:
 
     def start(episode: Episode, seed: int) -> Weights:
         return {s.name: base([s], [seed])[0, 0].detach() for s in episode.target.spec.slots}
-
-    return start
-
-
-def generated(model: WeightModel) -> Start:
-    """What a model makes for the episode's target and condition."""
-
-    @torch.no_grad()
-    def start(episode: Episode, seed: int) -> Weights:
-        condition = {name: tensor[None] for name, tensor in episode.condition.items()}
-        made = model(condition, episode.target.spec, [seed])
-        return {name: values[0] for name, values in made.items()}
 
     return start
 

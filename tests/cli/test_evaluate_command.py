@@ -9,9 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from paramsmith.cli.app import cli
-from paramsmith.hypernet.evaluation.evaluate import Budget, evaluate
+from paramsmith.errors import GenerateWarning
+from paramsmith.hypernet.evaluation.evaluate import evaluate
+from paramsmith.hypernet.evaluation.results import Budget
+from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.training.learning import train
 from paramsmith.hypernet.training.tasks import load_task
+from paramsmith.hypernet.zoos.build import build
+from paramsmith.hypernet.zoos.zoo import Zoo
+from tests.hypernet.test_evaluate_zoo import Clusters
 from tests.merge.folders import Done, failed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +94,7 @@ def branches():
     Target.of(Branches(), torch.zeros(1, 1))
     return task()
 """
-QUICK = ["--steps", "0,4", "--rates", "0.03", "--targets", "1", "--seeds", "2", "--zoo", "1"]
+QUICK = ["--steps", "0,4", "--rates", "0.03", "--targets", "1", "--seeds", "2", "--networks", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +122,10 @@ def test_table_numbers_and_picture(here: Path) -> None:
     assert names == ["random", "orthogonal", "mean", "nearest", "gen", "gen, asked wrong"]
     assert (here / "found.svg").read_bytes().startswith(b"<?xml")
     # the same as from Python, and the same again
-    budget = Budget(marks=(0, 4), rates=(0.03,), targets=1, seeds=2, zoo=1)
+    budget = Budget(marks=(0, 4), rates=(0.03,), targets=1, seeds=2, networks=1)
     python = evaluate(load_task(f"{here}/tasks.py:task"), [], budget).to_json()["starts"]
-    told = [{**row, "seconds": None} for row in found["starts"][:2]]
-    assert told == json.loads(json.dumps([{**row, "seconds": None} for row in python[:2]]))  # type: ignore[index]
+    told = [{**row, "seconds": None, "drawing": None} for row in found["starts"][:2]]
+    assert told == json.loads(json.dumps([{**row, "seconds": None, "drawing": None} for row in python[:2]]))  # type: ignore[index]
     again = run(*words, "--json", "--force")
     assert [row["curve"] for row in json.loads(again.out)["starts"]] == [row["curve"] for row in found["starts"]]
 
@@ -145,7 +151,10 @@ def test_without_a_generator_the_others_are_compared(here: Path) -> None:
         (["--tasks", "{here}/tasks.py:task", "-o", "{here}/tasks.py", "--force"], "tasks.py is an input"),
         (["--tasks", "{here}/tasks.py:task", "{here}/gen", "-o", "{here}/gen/x"], "lies in the input"),
         (["--tasks", "{here}/tasks.py:task", "-o", "{here}", "--force"], "is a folder"),
-        (["--tasks", "{here}/tasks.py:task", "-o", "{here}/x.svg", "--plot", "{here}/x.svg"], "go to the same file"),
+        (
+            ["--tasks", "{here}/tasks.py:task", "-o", "{here}/x.svg", "--plot", "{here}/x.svg"],
+            "go to the same file",
+        ),
         (["--tasks", "{here}/tasks.py:late"], "an episode of the task is int"),
         (["--tasks", "{here}/tasks.py:task", "--plot", "{here}/x.jpg"], "is no .jpg"),
         (["--tasks", "{here}/tasks.py:task", "-o", "{here}/tasks.py"], "exists already"),
@@ -197,3 +206,57 @@ def test_what_is_said_of_a_target(here: Path) -> None:
     assert done.code == 0, done.err
     assert done.err.startswith("warning: the graph of Branches is a chain of its tensors")
     assert done.err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of three clusters: their task, a zoo of them, and a generator."""
+    folder: Path = tmp_path_factory.mktemp("heads")
+    words = "from tests.hypernet.test_evaluate_zoo import Clusters\n\ndef task():\n    return Clusters()\n"
+    (folder / "clusters.py").write_text(words)
+    build(Clusters(), 30, folder / "zoo", steps=40, lr=0.05, test=4)
+    made = Generator.build("noise_copy", Zoo.open(folder / "zoo").site)
+    with pytest.warns(GenerateWarning, match="30 networks"):
+        made.fit(Zoo.open(folder / "zoo"))
+    made.save(folder / "gen")
+    return folder
+
+
+def test_beside_a_zoo_with_a_report(heads: Path) -> None:
+    words = [heads / "gen", "--tasks", heads / "clusters.py:task", "--zoo", heads / "zoo", "--targets", "2"]
+    words += ["--steps", "0,2", "--rates", "0.03", "--seeds", "2", "--best-of", "3", "--mean-of", "2"]
+    done = run(*words, "--report", heads / "report.html", "-o", heads / "found.json", "-q")
+    assert done.code == 0, done.err
+    assert done.err.count("30 networks") == 1
+    told = json.loads((heads / "found.json").read_text())
+    names = [row["name"] for row in told["starts"] if row["of"] is None]
+    assert names[2:] == [
+        *("mean", "nearest", "noise_copy", "gaussian", "prototype", "ridge", "best of the zoo"),
+        *("gen", "gen, best of 3", "gen, mean of 2"),
+    ]
+    controls = {row["name"]: row["of"] for row in told["starts"] if row["of"] is not None}
+    assert controls == {
+        "gen, 3 chosen by what is reported": "gen, best of 3",
+        "gen, asked wrong": "gen",
+        "gen, classes rotated": "gen",
+    }
+    assert told["zoo"] == {"networks": 30, "tasks": told["zoo"]["tasks"], "held out": 4, "judged by": 2}
+    assert set(told["copying"]) == {"gen", "gen, best of 3", "gen, mean of 2"}
+    assert told["copying"]["gen"]["samples"] == 4
+    page = (heads / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "gen, best of 3" in page
+    assert str(heads) not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--report", "report.txt"], "report.txt: a report is an .html page"),
+        (["--zoo", "nowhere"], "nowhere: does not exist"),
+        (["--best-of", "1"], "1 is not in the range"),
+    ],
+)
+def test_refused_beside_a_zoo(heads: Path, words: list[str], told: str) -> None:
+    failed(run(heads / "gen", "--tasks", heads / "clusters.py:task", *words), 2, told)
+    assert not Path("report.txt").exists()

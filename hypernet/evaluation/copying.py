@@ -1,0 +1,115 @@
+"""Whether what a generator draws is in its zoo: as its codec sees networks, and by the mistakes that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from paramsmith.errors import InvalidInput
+from paramsmith.hypernet.protocols import Classifying, Episode, Task
+from paramsmith.hypernet.targets.target import TargetSpec
+from paramsmith.hypernet.zoos.zoo import Member, Zoo
+
+from .finetune import logits
+from .novelty import Novelty, ensemble_gain, error_overlap, novelty
+
+Seen: TypeAlias = Callable[[Mapping[str, Tensor], TargetSpec], Tensor]  # weights (B, *shape) -> (B, ...)
+
+_MOST = 2048  # networks of the zoo that are compared with, evenly taken
+
+
+@dataclass(frozen=True)
+class Copying:
+    """How new samples are, and what they do.
+
+    `overlap`: the mean of the largest overlap of a sample's mistakes with those of one network of the zoo on the same
+    examples; `gain`: what the mean of the samples' logits has over one of them, in accuracy. None where the task gives
+    no logits.
+    """
+
+    samples: int
+    novelty: Novelty
+    overlap: float | None = None
+    gain: float | None = None
+
+    @property
+    def copies(self) -> float:
+        """The share of samples that are copies."""
+        return self.novelty.copies
+
+
+@torch.no_grad()
+def copying(
+    zoo: Zoo,
+    drawn: Sequence[tuple[Episode, Sequence[Mapping[str, Tensor]]]],
+    seen: Seen | None = None,
+    task: Task | None = None,
+) -> Copying | None:
+    """Samples for episodes, held against the networks of a zoo of the architecture that most of them are of.
+
+    `seen` is what networks are compared as, such as a codec's latents: it must be that of samples and zoo alike, since
+    a codec brings networks nearer to each other. Held-out networks are those that are not to train on. None where the
+    zoo has fewer than two networks of that architecture.
+    """
+    groups: dict[str, list[tuple[Episode, Sequence[Mapping[str, Tensor]]]]] = {}
+    for episode, samples in drawn:
+        groups.setdefault(episode.target.spec.hash, []).append((episode, samples))
+    own = max(groups.values(), key=lambda group: sum(len(samples) for _, samples in group))
+    spec = own[0][0].target.spec
+    known = [member for member in zoo.of("train") if member.spec.hash == spec.hash]
+    if len(known) < 2:
+        return None
+    other = [m for m in zoo.members if m.spec.hash == spec.hash and m.entry.split != "train"]
+    training, held_out = _evenly(zoo, known), _evenly(zoo, other) if other else None
+    stacked = {s.name: torch.stack([w[s.name] for _, samples in own for w in samples]) for s in spec.slots}
+    flat = seen or _flat
+    found = novelty(
+        flat(stacked, spec).flatten(1),
+        flat(training, spec).flatten(1),
+        None if held_out is None else flat(held_out, spec).flatten(1),
+    )
+    return Copying(len(stacked[spec.slots[0].name]), found, *_mistakes(task, own, training))
+
+
+def check_apart(zoo: Zoo, hashes: Mapping[str, str | None]) -> None:
+    """InvalidInput where a network that is judged by has the weights of one that was trained on, naming both."""
+    trained = {hashes[member.label]: member.label for member in zoo.of("train")}
+    for member in zoo.members:
+        same = trained.get(hashes[member.label]) if member.entry.split != "train" else None
+        if same is not None and hashes[member.label] is not None:
+            fact = f"{member.label} is held out, and has the weights of {same}, which is trained on"
+            raise InvalidInput(fact, "deal the zoo out again: paramsmith zoo split")
+
+
+def _evenly(zoo: Zoo, members: Sequence[Member]) -> dict[str, Tensor]:
+    """(M, *shape) by slot, of at most so many."""
+    step = -(-len(members) // _MOST)
+    return zoo.batch(members[::step])
+
+
+def _flat(weights: Mapping[str, Tensor], spec: TargetSpec) -> Tensor:
+    return torch.cat([weights[slot.name].flatten(1) for slot in spec.slots], 1)
+
+
+def _mistakes(
+    task: Task | None,
+    drawn: Sequence[tuple[Episode, Sequence[Mapping[str, Tensor]]]],
+    training: Mapping[str, Tensor],
+) -> tuple[float | None, float | None]:
+    """Means over episodes of the overlap of mistakes, and of what an ensemble gains."""
+    if not callable(getattr(task, "logits", None)):
+        return None, None
+    telling = cast(Classifying, task)
+    overlaps, gains = [], []
+    for episode, samples in drawn:
+        stacked = {name: torch.stack([w[name] for w in samples]) for name in samples[0]}
+        y = episode.query["y"]
+        own, known = (logits(telling, episode.target, held, episode.query) for held in (stacked, training))
+        overlaps.append(float(error_overlap(own.argmax(-1) != y, known.argmax(-1) != y).mean()))
+        if len(samples) > 1:
+            gains.append(ensemble_gain(own, y))
+    return sum(overlaps) / len(overlaps), sum(gains) / len(gains) if gains else None
