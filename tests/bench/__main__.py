@@ -22,6 +22,7 @@ from tests.bench.learning_child import PACKAGE
 from tests.bench.parts import Bench, cold, gpu, memory, speed, tiny
 from tests.bench.processes import mergekit, startup
 from tests.bench.report import Row, Table, machine, show_machine
+from tests.bench.sampling import sampling
 from tests.bench.tokens import tokens
 
 PARTS: dict[str, Callable[[Bench], Table]] = {
@@ -36,6 +37,7 @@ PARTS: dict[str, Callable[[Bench], Table]] = {
     "atlas": atlas,
     "generating": generating,
     "tokens": tokens,
+    "sampling": sampling,
 }
 LLAMAS = {"speed", "memory", "cold", "mergekit", "gpu"}  # the parts that need the large models
 
