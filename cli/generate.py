@@ -10,6 +10,7 @@ import click
 
 from paramsmith.errors import InvalidInput, printable
 
+from .generate_select import SelectOptions, plan_selection, run_selection, select_options
 from .output import json_option, show_json, show_warning, size_text, wants_json
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 @click.option("--task", multiple=True, metavar="NAME=1,2|FILE", help="What is asked for: numbers, .json, .safetensors.")
 @click.option("-n", "count", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many samples.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="What they are drawn by.")
+@click.option("--steps", type=click.IntRange(1, 10_000), help="Of a sampler: how many steps draw a sample.")
+@click.option("--guidance", type=float, help="Of a sampler: w in null + w (asked - null).  [1: none]")
 @click.option("--classes", type=click.IntRange(1), help="How many classes the head tells apart.")
 @click.option("--dtype", metavar="DTYPE", help="Type of the weights, the architecture's own unless told.")
 @click.option("--shard-size", metavar="SIZE", help="Most bytes of one output file: 5GB, 500MB.")
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     "--vocabulary", metavar="TOKENIZER", help="Rows for the tokens of this tokenizer, in the model of --like."
 )
 @click.option("--words", type=click.Path(path_type=Path), help="With --vocabulary: the word vectors.")
+@select_options
 @click.option("--dry-run", is_flag=True, help="Say what would be written, write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no closing line.")
@@ -54,6 +58,8 @@ def command(
     task: tuple[str, ...],
     count: int,
     seed: int,
+    steps: int | None,
+    guidance: float | None,
     classes: int | None,
     dtype: str | None,
     shard_size: str | None,
@@ -64,6 +70,7 @@ def command(
     alpha: float | None,
     vocabulary: str | None,
     words: Path | None,
+    choice: SelectOptions,
     dry_run: bool,
     force: bool,
     quiet: bool,
@@ -76,15 +83,18 @@ def command(
     paramsmith generate GEN -o OUT --task lr=0.1,0.3 -n 4      asked for something; OUT/0 to OUT/3
     paramsmith generate random -o OUT --like net.py:make       a fresh start, to compare with
     paramsmith generate GEN -o OUT --base MODEL --as head      the model, with a generated head
+    paramsmith generate GEN -o OUT --select best_of --tasks net.py:task -k 8
     paramsmith generate GEN -o OUT --like MODEL --vocabulary TOKENIZER --words words.vec
     """
     if output is None and not dry_run:
         raise InvalidInput("no output given", "add -o OUT, or --dry-run to see what would be written")
     _check_words(dtype, shard_size)
+    choice.check()
     if vocabulary is not None:
         useless = (("--task", task), ("-n", count > 1), ("--classes", classes), ("--dtype", dtype))
         others = (("--base", base), ("--as", form != "checkpoint"), ("--alpha", alpha), ("--dry-run", dry_run))
-        _check_alone([*useless, *others], like)
+        sampling = (("--steps", steps), ("--guidance", guidance is not None), *choice.given)
+        _check_alone([*useless, *others, *sampling], like)
         return _generate_vocabulary(
             generator, str(like), vocabulary, words, str(output), shard_size, seed, force, quiet
         )
@@ -96,8 +106,14 @@ def command(
     from paramsmith.progress import bar
 
     keep_freed_memory()
-    told = read_condition(task)
-    request = Request(like, told, count, seed, classes, dtype, shard_size, threads, device, base, form, alpha)
+    told, weight = read_condition(task), 1.0 if guidance is None else guidance
+    asked = (like, told, count, seed, classes, dtype, shard_size, threads, device, base, form, alpha)
+    request = Request(*asked, steps=steps, guidance=weight)
+    if choice.select is not None:
+        plan = plan_selection(generator, request, choice)
+        if output is None or dry_run:
+            return _show_outlook(outlook(plan.job, output or Path("generated")))
+        return run_selection(plan, output, force, quiet)
     if output is None or dry_run:
         return _show_outlook(outlook(prepare(generator, request), output or Path("generated")))
     with bar(not quiet) as progress:

@@ -14,7 +14,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from paramsmith import __version__
-from paramsmith.dtypes import DType, parse_dtype
+from paramsmith.dtypes import parse_dtype
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.params import validated
 from paramsmith.parts import generators
@@ -22,6 +22,7 @@ from paramsmith.parts import generators
 from .artifact import FORMAT, INDEX, files_of, open_artifact
 from .hypernetwork import Hypernetwork
 from .kinds import HYPERNETWORK, KINDS, SAMPLER, Kind
+from .latents import Sampling
 from .loading import own_memory, silent, without_entry
 from .model import WeightModel
 from .protocols import Condition, Design, SamplerDesign, Site
@@ -29,6 +30,7 @@ from .sampler import Sampler
 from .seeding import seeded
 from .targets.target import TargetSpec
 from .writing.conditions import batched, one_of
+from .writing.draws import Draws
 from .writing.samples import count_samples, sample_seed, state_dicts
 
 if TYPE_CHECKING:
@@ -160,23 +162,25 @@ class Generator(DiffusionPipeline):
         like: TargetSpec | None = None,
         classes: int | None = None,
         dtype: str | None = None,
+        steps: int | None = None,
+        guidance: float = 1.0,
     ) -> list[dict[str, Tensor]]:
         """n samples for one condition, or one for each of many: state dicts on the CPU, tied tensors as one.
 
         Sample i has a seed of its own, made of `seed` and i, and the bytes that `paramsmith generate` writes for it.
-        Buffers that have no fixed value are left out. InvalidInput for a condition or a target that does not fit.
+        Buffers that have no fixed value are left out. Of a sampler, `steps` are those of its prior, and `guidance` w
+        draws from null + w (asked - null), where it was trained without a condition too. InvalidInput for a condition
+        or a target that does not fit, and for steps or guidance where there are none.
         """
+        how = Sampling(steps, guidance)
+        self.model.check_sampling(how)
         held, many = batched(condition or {}, self.shapes)
         spec, chosen = self.target(like, classes), parse_dtype(dtype) if dtype else None
         held = {name: tensor.to(self.device) for name, tensor in held.items()}
-        if count_samples(n, many) and many == 1:
-            seeds = [sample_seed(seed, i) for i in range(n)]
-            return state_dicts(self.model, spec, one_of(held, 0), seeds, chosen)
-        return [self._one(held, i, spec, seed, chosen) for i in range(many)]
-
-    def _one(self, held: Condition, i: int, spec: TargetSpec, seed: int, dtype: DType | None) -> dict[str, Tensor]:
-        own = one_of(held, i)
-        return state_dicts(self.model, spec, own, [sample_seed(seed, i)], dtype, i)[0]
+        seeds, draws = [sample_seed(seed, i) for i in range(count_samples(n, many))], Draws(self.model, held, seed, how)
+        if many == 1 or self.kind is SAMPLER:  # which draws many side by side, as it draws one
+            return state_dicts(draws, spec, held if many > 1 else one_of(held, 0), seeds, chosen)
+        return [state_dicts(draws, spec, one_of(held, i), seeds[i : i + 1], chosen, i)[0] for i in range(many)]
 
     def fit(
         self,

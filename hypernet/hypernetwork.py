@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paramsmith.parts import bases, decoders, encoders, scales
 
+from .latents import PLAIN, Sampling, plainly
 from .model import WeightModel, built, options_of, saved
 from .protocols import Condition, Design, Site
 from .targets.specfile import spec_from_json, spec_to_json
@@ -61,8 +62,20 @@ class Hypernetwork(WeightModel, ModelMixin):  # diffusers loads what has ModelMi
             begin(options_of(bases, design.base.name, design.base.options))
         return made
 
-    def codes(self, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0) -> Tensor:
+    def check_sampling(self, how: Sampling) -> None:
+        """InvalidInput for anything but plain: nothing is sampled."""
+        plainly("a hypernetwork", how)
+
+    def codes(
+        self,
+        condition: Condition,
+        spec: TargetSpec,
+        seeds: Sequence[int],
+        first: int = 0,
+        how: Sampling = PLAIN,
+    ) -> Tensor:
         """(B, T, d), or (B, 1, d): those of the encoder, which no seed changes."""
+        self.check_sampling(how)
         codes: Tensor = self.encoder(condition, spec)
         return codes
 

@@ -7,6 +7,7 @@ asked   (B, L, d)     codes of the condition, one a position of the latent; (B, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -14,8 +15,12 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from paramsmith.errors import InvalidInput
+
 if TYPE_CHECKING:
     from .tokens.layout import Layout
+
+MOST_STEPS = 10_000
 
 Noise: TypeAlias = Callable[[str, Sequence[int]], Tensor]  # key, shape -> (B, *shape) of N(0, 1), a seed a sample
 
@@ -57,10 +62,31 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a prior draws: steps (None: its own number), and guidance w: null + w (asked - null); 1 is none."""
+    """How a prior draws: steps (None: its own number), and guidance w: null + w (asked - null); 1 is none.
+
+    InvalidInput for numbers out of range.
+    """
 
     steps: int | None = None
     guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Look at the numbers."""
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
+            raise InvalidInput(f"{self.steps:,} steps of sampling", f"give a number from 1 to {MOST_STEPS:,}")
+        if not 0 <= self.guidance < math.inf:  # NaN is not either
+            raise InvalidInput(f"a guidance of {self.guidance:g}", "give a finite number, 0 or more; 1 is none")
+
+
+PLAIN = Sampling()
+
+
+def plainly(who: str, how: Sampling) -> None:
+    """InvalidInput for what draws in one way only, and is asked for another."""
+    if how.steps is not None:
+        raise InvalidInput(f"{who} takes no number of steps", "leave --steps out")
+    if how.guidance != 1:
+        raise InvalidInput(f"{who} knows no guidance", "leave --guidance out")
 
 
 class Codec(Protocol):
@@ -87,7 +113,8 @@ class Prior(Protocol):
     """What draws latents. An `nn.Module`, made as `make(options, site)` with `site.latent` = (L, D), `site.width` = d.
 
     L may differ from call to call, with the number of classes. One that is trained has
-    `loss(latent, asked, places) -> scalar`, which may draw from torch's global generator.
+    `loss(latent, asked, places) -> scalar`, which may draw from torch's global generator. One that can be told how to
+    draw has `check_sampling(how)`, which raises InvalidInput for what it cannot do; others are never told.
     """
 
     def fit(self, pairs: Callable[[], Iterator[Pairs]]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -16,10 +17,29 @@ from paramsmith.errors import InvalidInput
 from paramsmith.params import Params, validated
 from paramsmith.parts import Parts
 
+from .latents import PLAIN, Sampling
 from .protocols import Chosen, Condition
+from .targets.statistics import with_statistics
 from .targets.target import Slot, TargetSpec
 
 CHUNK = 1 << 22  # numbers decoded at once when a target is streamed; fixed, so that the bytes are the same everywhere
+
+
+class Decodes(Protocol):
+    """What tensors come from: a `WeightModel`, or what stands for one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def codes(self, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0) -> Tensor:
+        """As `WeightModel.codes`."""
+        ...
+
+    def decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
+        """As `WeightModel.decoded`."""
+        ...
 
 
 class WeightModel(ModelMixin, ConfigMixin):
@@ -36,12 +56,30 @@ class WeightModel(ModelMixin, ConfigMixin):
         modules: Mapping[str, nn.Module] = self.__dict__.get("_modules", {})
         return modules[name] if name in modules else super().__getattr__(name)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; the base looks for hooks first, which takes longer than coding a small condition."""
+        held: nn.Module = self
+        first = next(chain(held.parameters(), held.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
+
     @abstractmethod
-    def codes(self, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0) -> Tensor:
+    def codes(
+        self,
+        condition: Condition,
+        spec: TargetSpec,
+        seeds: Sequence[int],
+        first: int = 0,
+        how: Sampling = PLAIN,
+    ) -> Tensor:
         """(B, ...): what `decoded` makes weights of. B conditions, or one condition with B seeds.
 
         `first` is the number of the first of these samples: a kind may draw several side by side, each in its place.
         """
+
+    @abstractmethod
+    def check_sampling(self, how: Sampling) -> None:
+        """InvalidInput where this model cannot draw so."""
 
     @abstractmethod
     def decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
@@ -64,11 +102,7 @@ class WeightModel(ModelMixin, ConfigMixin):
         self, condition: Condition, spec: TargetSpec | None = None, seeds: Sequence[int] = (0,), first: int = 0
     ) -> Iterator[tuple[Slot, Tensor]]:
         """The same weights slot by slot, a bounded number of values at a time, in any order of slots."""
-        spec = self.target(spec)
-        codes = self.codes(condition, spec, seeds, first)
-        for group in chunks(spec):
-            values = self.decoded(codes, group, spec, seeds)
-            yield from ((spec.slots[i], values[:, place]) for place, i in enumerate(group))
+        yield from streamed(self, condition, self.target(spec), seeds, first)
 
     def target(self, spec: TargetSpec | None = None) -> TargetSpec:
         """The target to generate for. InvalidInput where it is none of this model's, before anything is decoded."""
@@ -85,10 +119,23 @@ class WeightModel(ModelMixin, ConfigMixin):
         return spec
 
     def known(self, spec: TargetSpec, own: TargetSpec) -> TargetSpec:
-        """What was asked for with its tensors in the order that the parts know. InvalidInput if it is another."""
-        if spec.hash != own.hash:
+        """What was asked for with its tensors in the order that the parts know. InvalidInput if it is another.
+
+        A generator of a zoo may make the running statistics too, which for a module are buffers.
+        """
+        if own.hash not in (spec.hash, with_statistics(spec).hash):
             raise InvalidInput("this generator was made for another target", "leave --like out")
         return own
+
+
+def streamed(
+    model: Decodes, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0
+) -> Iterator[tuple[Slot, Tensor]]:
+    """Weights (B, *shape) slot by slot, a bounded number of values at a time, in any order of slots."""
+    codes = model.codes(condition, spec, seeds, first)
+    for group in chunks(spec):
+        values = model.decoded(codes, group, spec, seeds)
+        yield from ((spec.slots[i], values[:, place]) for place, i in enumerate(group))
 
 
 def chunks(spec: TargetSpec) -> Iterator[tuple[int, ...]]:

@@ -15,14 +15,15 @@ from torch import Tensor
 from paramsmith.errors import InvalidInput
 from paramsmith.parts import codecs, encoders, priors
 
-from .latents import Places, Sampling
+from .latents import PLAIN, Places, Sampling, plainly
 from .model import WeightModel, built, saved
 from .protocols import Condition, SamplerDesign, Site
-from .seeding import normal
+from .seeding import normals
 from .targets.specfile import spec_from_json, spec_to_json
 from .targets.target import TargetSpec
 from .tokens.layout import Layout
 from .tokens.tokenizer import Tokenizer
+from .writing.conditions import one_of
 
 _TOGETHER = 1 << 18  # numbers of latents drawn at once; fixed, as is where each sample stands among them
 _MOST = 16  # samples drawn at once
@@ -61,7 +62,6 @@ class Sampler(WeightModel, ModelMixin):  # diffusers loads what has ModelMixin b
         length, numbers = places.mask.shape
         features = places.features.shape[1]
         self.prior = built(priors, prior, Site(width, self.spec, shapes, site.layout, (length, numbers), features))
-        self.sampling = Sampling()
 
     @classmethod
     def of(cls, design: SamplerDesign, site: Site, preset: Mapping[str, Any] | None = None) -> Sampler:
@@ -99,13 +99,15 @@ class Sampler(WeightModel, ModelMixin):  # diffusers loads what has ModelMixin b
     def asked(self, condition: Condition, spec: TargetSpec) -> Tensor:
         """(B, L, d): the encoder's codes, each where it belongs; or (B, 1, d), one for all positions.
 
-        Codes are one a class, where the encoder says `by_class`, else one a slot. A position that is of none, or of
-        several, gets the mean of all.
+        Codes are one a class, where the encoder says `by_class`, one a token with `by_token`, else one a slot. A
+        position that is of none, or of several, gets the mean of all.
         """
         codes: Tensor = self.encoder(condition, spec)  # (B, S, d)
         if codes.shape[1] == 1:
             return codes
         places = self.places(spec)
+        if getattr(self.encoder, "by_token", False):
+            return codes if codes.shape[1] == len(places) else codes.mean(1, keepdim=True)
         chosen = places.classes if getattr(self.encoder, "by_class", False) else places.slots
         if int(chosen.max()) >= codes.shape[1]:
             fact = f"the condition is for {codes.shape[1]} classes, and the target has {int(chosen.max()) + 1}"
@@ -126,27 +128,52 @@ class Sampler(WeightModel, ModelMixin):  # diffusers loads what has ModelMixin b
         most = _TOGETHER // max(1, prod(self.places(spec).mask.shape))
         return max(1, min(_MOST, 1 << most.bit_length() >> 1))
 
-    def codes(self, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0) -> Tensor:
+    def check_sampling(self, how: Sampling) -> None:
+        """InvalidInput for steps or guidance that the prior does not have, or where nothing is asked for."""
+        check = getattr(self.prior, "check_sampling", None)
+        if not callable(check):
+            return plainly(f"the prior {self.config['prior']['name']!r}", how)
+        if how.guidance != 1 and not self.config["condition"]:
+            raise InvalidInput("this generator is asked for nothing that could guide it", "leave --guidance out")
+        check(how)
+        return None
+
+    def codes(
+        self,
+        condition: Condition,
+        spec: TargetSpec,
+        seeds: Sequence[int],
+        first: int = 0,
+        how: Sampling = PLAIN,
+    ) -> Tensor:
         """Tokens (B, N, T).
 
-        A sample is drawn in a batch of one size, at a place in it that its number gives, whatever else is drawn: sums
-        may round by either.
+        A sample is drawn in a batch of one size, at a place in it that its number gives, whatever else is drawn, and
+        what is asked for is encoded by itself: sums may round by any of these.
         """
-        asked, places = self.asked(condition, spec), self.places(spec)
-        count, several = max(len(asked), len(seeds)), self.together(spec)
-        asked, seeds = asked.expand(count, -1, -1), list(seeds) * (count if len(seeds) == 1 else 1)
+        given = max((len(tensor) for tensor in condition.values()), default=1)
+        whole = self.asked(condition, spec) if given == 1 else None
+        count, several = max(given, len(seeds)), self.together(spec)
+        seeds = list(seeds) * (count if len(seeds) == 1 else 1)
         made = []
         for start in range(first - first % several, first + count, several):
             rows = [min(max(i - first, 0), count - 1) for i in range(start, start + several)]
-            drawn = self._drawn(asked[rows], places, [seeds[i] for i in rows], spec)
-            made.append(drawn[max(first - start, 0) : first + count - start])
+            asked = self.apart(condition, rows, spec) if whole is None else whole.expand(several, -1, -1).contiguous()
+            latent = self.drawn(asked, spec, [seeds[i] for i in rows], how)
+            tokens: Tensor = self.codec.decode(latent, self.layout(spec))
+            made.append(tokens[max(first - start, 0) : first + count - start])
         return torch.cat(made)
 
-    def _drawn(self, asked: Tensor, places: Places, seeds: Sequence[int], spec: TargetSpec) -> Tensor:
-        noise = partial(_noise, seeds, self.device)
-        latent = self.prior.sample(asked, places, noise, self.sampling)
-        tokens: Tensor = self.codec.decode(latent, self.layout(spec))
-        return tokens
+    def apart(self, condition: Condition, rows: Sequence[int], spec: TargetSpec) -> Tensor:
+        """What is asked for in these rows, (len(rows), L or 1, d), each encoded by itself."""
+        codes = {i: self.asked(one_of(condition, i), spec) for i in dict.fromkeys(rows)}
+        return torch.cat([codes[i] for i in rows])
+
+    def drawn(self, asked: Tensor, spec: TargetSpec, seeds: Sequence[int], how: Sampling = PLAIN) -> Tensor:
+        """Latents (B, L, D) for codes (B, L or 1, d), a seed each. InvalidInput where the prior cannot draw so."""
+        self.check_sampling(how)
+        latent: Tensor = self.prior.sample(asked, self.places(spec), partial(_noise, seeds, self.device), how)
+        return latent
 
     def decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
         """The weights of one group of slots, (B, S, *shape), from the tokens of all."""
@@ -157,4 +184,4 @@ class Sampler(WeightModel, ModelMixin):  # diffusers loads what has ModelMixin b
 
 def _noise(seeds: Sequence[int], device: torch.device, key: str, shape: Sequence[int]) -> Tensor:
     """(B, *shape) of N(0, 1), each row by its seed."""
-    return torch.stack([normal(seed, key, shape) for seed in seeds]).to(device)
+    return normals(seeds, key, shape).to(device)

@@ -69,6 +69,17 @@ def normal(
     return _filled(shape, first, device, torch.float32, make)
 
 
+def normals(seeds: Sequence[int], key: str, shape: Sequence[int]) -> Tensor:
+    """`normal` for several seeds, (seeds, *shape): the same numbers, and sooner where they are few.
+
+    >>> torch.equal(normals([3, 4], "a", (2, 5)), torch.stack([normal(seed, "a", (2, 5)) for seed in (3, 4)]))
+    True
+    """
+    if len(seeds) * math.prod(shape) > BLOCK:
+        return torch.stack([normal(seed, key, shape) for seed in seeds])
+    return torch.erfinv(_unit(seeds, key, 0, tuple(shape) or (1,), "cpu")).mul_(math.sqrt(2)).view(-1, *shape)
+
+
 def bits(seed: int, key: str, shape: Sequence[int], *, device: Device = "cpu", first: int = 0) -> Tensor:
     """32 random bits an entry, as int32; `first` as in `uniform`."""
 
@@ -84,6 +95,14 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def rng_of(*numbers: int) -> torch.Generator:
+    """A generator of torch's whose state is set by these numbers, each 0 or more."""
+    from numpy.random import SeedSequence
+
+    state = SeedSequence(numbers).generate_state(1, "uint64")[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
 
 
 def drawn_seed() -> int:
@@ -117,18 +136,20 @@ def _filled(
     return made.view(tuple(shape))
 
 
-def _unit(seed: int, key: str, first: int, shape: tuple[int, ...], device: Device) -> Tensor:
+def _unit(seed: int | Sequence[int], key: str, first: int, shape: tuple[int, ...], device: Device) -> Tensor:
     """Odd multiples of 2**-24 in (-1, 1), all of them exact in fp32."""
     high = _hashed(seed, key, first, shape, device) >> 8  # the sign is kept: -2**23 to 2**23 - 1
     return (high * 2 + 1).float() * 2.0**-24
 
 
-def _hashed(seed: int, key: str, first: int, shape: tuple[int, ...], device: Device) -> Tensor:
-    """Axis by axis: the hash so far, and that of the place on the axis, hashed together."""
-    found = torch.zeros((), dtype=torch.int32, device=device)
+def _hashed(seed: int | Sequence[int], key: str, first: int, shape: tuple[int, ...], device: Device) -> Tensor:
+    """Axis by axis: the hash so far, and that of the place on the axis, hashed together; of several seeds, (B, ...)."""
+    seeds = [seed] if isinstance(seed, int) else seed
+    found = torch.zeros(len(seeds), dtype=torch.int32, device=device)
     for axis, size in enumerate(shape):
         start = first if axis == 0 else 0
+        words = torch.tensor([word(each, f"{axis}/{key}") for each in seeds], dtype=torch.int32, device=device)
         place = torch.arange(start, start + size, dtype=torch.int32, device=device)
-        place = mixed(place ^ word(seed, f"{axis}/{key}"))
-        found = mixed(found[..., None] ^ place)
-    return found
+        place = mixed(place ^ words[:, None])  # (B, size)
+        found = mixed(found[..., None] ^ place.view(len(seeds), *(1,) * axis, size))
+    return found[0] if isinstance(seed, int) else found

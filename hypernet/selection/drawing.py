@@ -10,12 +10,13 @@ from torch import Tensor
 
 from paramsmith.device import one_thread_an_operation
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.latents import Places
-from paramsmith.hypernet.model import WeightModel, chunks
+from paramsmith.hypernet.latents import PLAIN, Places, Sampling
+from paramsmith.hypernet.model import Decodes, WeightModel, chunks
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.sampler import Sampler
 from paramsmith.hypernet.seeding import normal, uniform
 from paramsmith.hypernet.targets.target import TargetSpec
+from paramsmith.hypernet.writing.draws import Draws
 from paramsmith.hypernet.writing.samples import sample_seed
 
 from .roles import Weights
@@ -29,14 +30,19 @@ class Draw(Protocol):
         ...
 
 
-def draws(model: WeightModel, condition: Condition, spec: TargetSpec, seed: int = 0) -> Draw:
-    """Candidate i is sample i of this seed, with the values that `Generator.sample` gives it. `condition`: B = 1."""
+def draws(model: WeightModel, condition: Condition, spec: TargetSpec, seed: int = 0, how: Sampling = PLAIN) -> Draw:
+    """Candidate i is sample i of this seed, with the values that `Generator.sample` gives it. `condition`: B = 1.
+
+    A sampler's are drawn several at a time, so that the model is not to change meanwhile.
+    """
+    model.check_sampling(how)
+    samples = Draws(model, condition, seed, how)
 
     @torch.no_grad()
     def draw(number: int, names: Collection[str] | None = None) -> Weights:
         seeds = [sample_seed(seed, number)]
         with one_thread_an_operation():
-            return _decoded(model, model.codes(condition, spec, seeds, number), spec, seeds, names)
+            return _decoded(samples, samples.codes(condition, spec, seeds, number), spec, seeds, names)
 
     return draw
 
@@ -74,7 +80,7 @@ def around(sampler: Sampler, anchors: list[Weights], spec: TargetSpec, seed: int
 
 
 def _decoded(
-    model: WeightModel, codes: Tensor, spec: TargetSpec, seeds: list[int], names: Collection[str] | None
+    model: Decodes, codes: Tensor, spec: TargetSpec, seeds: list[int], names: Collection[str] | None
 ) -> dict[str, Tensor]:
     """In the chunks that a file is written in, as how sums round may depend on what is decoded together."""
     made: dict[str, Tensor] = {}

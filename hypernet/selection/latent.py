@@ -24,6 +24,8 @@ from paramsmith.hypernet.writing.provenance import Generation, asked
 from paramsmith.hypernet.writing.sources import source_of
 from paramsmith.hypernet.writing.stream import Outline
 
+from .reading import network_of
+
 
 @dataclass(frozen=True)
 class LatentMerge:
@@ -90,7 +92,7 @@ class _Average:
             self.spec = _spec(sampler, checkpoint)
             names = [buffer.name for buffer in self.spec.buffers if checkpoint.info(buffer.name)]
             self._buffers = {name: read_tensor(checkpoint, name) for name in names}
-        held, layout = _read(checkpoint, self.spec), sampler.layout(self.spec)
+        held, layout = network_of(checkpoint, self.spec), sampler.layout(self.spec)
         stacked = {name: values[None].to(sampler.device) for name, values in held.items()}
         tokens = sampler.tokenizer.tokens(stacked, self.spec)
         latent = sampler.codec.encode(tokens, layout)
@@ -132,20 +134,6 @@ def _spec(sampler: Sampler, checkpoint: Checkpoint) -> TargetSpec:
             classes = info.shape[slot.class_axis]
             return own if classes == slot.shape[slot.class_axis] else sampler.target(own.with_classes(classes))
     return own
-
-
-def _read(checkpoint: Checkpoint, spec: TargetSpec) -> dict[str, Tensor]:
-    """All slots, fp32. InvalidInput, naming it, for a tensor that is missing or of another shape."""
-    made = {}
-    for slot in spec.slots:
-        names = [name for name in (slot.name, *slot.copies) if checkpoint.info(name) is not None]
-        info = checkpoint.info(names[0]) if names else None
-        if info is None or info.shape != slot.shape:
-            told = "is missing" if info is None else f"is {list(info.shape)}, not {list(slot.shape)}"
-            fact = f"{printable(checkpoint.label)}: tensor {printable(slot.name)} {told}"
-            raise InvalidInput(fact, "give models of the generator's target")
-        made[slot.name] = read_tensor(checkpoint, names[0]).float()
-    return made
 
 
 def _distance(before: Tensor, after: Tensor) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,15 +11,24 @@ from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.finishing.chain import Step, finish
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.hypernet.writing.conditions import one_of
-from paramsmith.hypernet.writing.generation import Named, Request, prepare
+from paramsmith.hypernet.writing.generation import Job, Named, Request, check_inputs, prepare
 from paramsmith.hypernet.writing.held import write_held
 from paramsmith.hypernet.writing.output import Written
 
 from .drawing import Draw, draws
-from .roles import Shown
+from .roles import Shown, Weights
 from .selectors import Selected
 
 Select: TypeAlias = Callable[[Draw, TargetSpec, Shown], Selected]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, with what the steps after it made of its weights; `record` is for generation.json."""
+
+    selected: Selected
+    weights: Weights
+    record: Mapping[str, object]
 
 
 def write_selected(
@@ -40,15 +50,27 @@ def write_selected(
     of several samples; else raises as `generate` and the selector do.
     """
     job = prepare(generator, request)
+    check_inputs(output, request, job, generator)
+    choice = chosen(job, shown, select, steps)
+    return write_choice(job, output, choice, force=force), choice.selected
+
+
+def chosen(job: Job, shown: Shown, select: Select, steps: Sequence[Step] = ()) -> Choice:
+    """What a selector chooses of the samples of a job, after these steps. InvalidInput for a job of several samples."""
     if job.count != 1:
         raise InvalidInput(f"{job.count:,} samples are asked for, and one is selected", "leave n out, ask one thing")
-    model, spec = job.source.generator.model, job.outline.spec
+    spec, model = job.outline.spec, job.source.generator.model
     own = {name: tensor.to(model.device) for name, tensor in one_of(job.condition, 0).items()}
-    selected = select(draws(model, own, spec, request.seed), spec, shown)
+    selected = select(draws(model, own, spec, job.seed, job.how), spec, shown)
     weights, changes = finish(selected.weights, *steps)
     rows = len(next(iter(shown.selection.values())))
-    made: dict[str, object] = {"selected": selected.record(rows)}
+    record: dict[str, object] = {"selected": selected.record(rows)}
     if changes:
-        made["finished"] = [{"step": c.step, "tensor": c.name, "told": c.told, "numbers": c.count} for c in changes]
-    sample = job.sample(selected.kept or 0, output)
-    return write_held(sample, weights, made, threads=job.threads, force=force), selected
+        record["finished"] = [{"step": c.step, "tensor": c.name, "told": c.told, "numbers": c.count} for c in changes]
+    return Choice(selected, weights, record)
+
+
+def write_choice(job: Job, output: Path, choice: Choice, *, force: bool = False) -> Written:
+    """Write what was chosen. Raises as `generate` does."""
+    sample = job.sample(choice.selected.kept or 0, output)
+    return write_held(sample, choice.weights, choice.record, threads=job.threads, force=force)

@@ -104,7 +104,9 @@ class MeanOf(Params):
         """InvalidInput for a target of more than a linear head, unless `aligned` is said."""
         if not self.aligned and not is_linear_head(spec):
             fact = "the mean of samples is of a linear head, or of aligned networks, and the target has hidden layers"
-            raise InvalidInput(fact, "take the best of them; or say aligned=True, if their zoo shares its start")
+            raise InvalidInput(
+                fact, "take the best of them; or say --aligned (aligned=True), if their zoo shares its start"
+            )
 
     def select(self, draw: Draw, shown: Shown, score: Score, spec: TargetSpec) -> Selected:
         """(1/k) sum_i sample i, summed in fp64 and rounded once."""

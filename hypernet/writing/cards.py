@@ -17,7 +17,7 @@ from paramsmith.seal import sealed
 if TYPE_CHECKING:
     from paramsmith.hypernet.generator import Generator
 
-    from .provenance import Generation, Origin
+    from .provenance import Asked, Generation, Origin
     from .stream import Outline
 
 README = "README.md"
@@ -189,6 +189,7 @@ def _asked(generation: Generation) -> str:
         )
         rows.append(["condition", told])
     rows += [["classes", str(asked.classes)]] if asked.classes else []
+    rows += [["sampling", _sampling(asked)]] if _sampling(asked) else []
     rows += [["selected", code(_selection(generation))]] if _selection(generation) else []
     rows += [
         ["seed", f"{asked.seed}, sample {asked.index}"],
@@ -196,6 +197,11 @@ def _asked(generation: Generation) -> str:
         ["torch", f"{code(generation.torch)}, {code(generation.device)}"],
     ]
     return table(["", ""], rows)
+
+
+def _sampling(asked: Asked) -> str:
+    steps = [f"{asked.steps:,} steps"] if asked.steps is not None else []
+    return ", ".join([*steps, *([f"guidance {asked.guidance:g}"] if asked.guidance is not None else [])])
 
 
 def _how(generation: Generation) -> str:

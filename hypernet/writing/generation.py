@@ -52,6 +52,8 @@ def generate(
     base: str | os.PathLike[str] | None = None,
     form: Form = "checkpoint",
     alpha: float | None = None,
+    steps: int | None = None,
+    guidance: float = 1.0,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -64,8 +66,11 @@ def generate(
 
     `form`: a "checkpoint" of what is generated; the `base` with a generated "head", or with generated differences
     added to it, "delta"; or an "adapter" for it, as PEFT has them, with `alpha` (see `forms`).
+
+    `steps` and `guidance` are those of a sampler (see `latents.Sampling`), where its prior has any.
     """
-    request = Request(like, condition or {}, n, seed, classes, dtype, shard_size, threads, device, base, form, alpha)
+    asked = (like, condition or {}, n, seed, classes, dtype, shard_size, threads, device, base, form, alpha)
+    request = Request(*asked, steps=steps, guidance=guidance)
     return run(generator, Path(output), request, force=force, progress=progress)
 
 
@@ -74,8 +79,7 @@ def run(
 ) -> Report:
     """Write what a generator makes for a request."""
     started, job = time.perf_counter(), prepare(generator, request)
-    inputs = (_path(request.like), job.folder, _path(request.base))
-    check_apart(output, [path for path in inputs if path], _path(generator))
+    check_inputs(output, request, job, generator)
     nbytes = next(job.samples(output)).layout.nbytes
     made = _folder_of_several(output, job.count) if job.count > 1 else False
     tell = _Tally(job.count * nbytes, progress).add
@@ -87,17 +91,24 @@ def run(
     return Report(written, time.perf_counter() - started, told(job))
 
 
+def check_inputs(output: Path, request: Request, job: Job, *named: object) -> None:
+    """InvalidInput where the output overlaps the generator, which is named first, or anything else that is read."""
+    paths = [_path(each) for each in (request.like, job.folder, request.base, *named[1:])]
+    check_apart(output, [path for path in paths if path], _path(named[0]))
+
+
 def outlook(job: Job, output: Path) -> Outlook:
     """What running a job will write and take."""
     first = next(job.samples(output))  # the others differ in what their metadata tells
     layout, tensors = first.layout, first.stored
+    held = first.held + job.draws.held(job.outline.spec)
     return Outlook(
         samples=job.count,
         tensors=len(tensors),
         parameters=sum(tensor.count for tensor in tensors),
         bytes_written=job.count * layout.nbytes,
         files=tuple(file.name for file in layout.files),
-        peak_memory=resident_memory() + working_memory(job.outline.spec, job.threads) + first.held,
+        peak_memory=resident_memory() + working_memory(job.outline.spec, job.threads) + held,
         threads=job.threads,
         warnings=told(job),
     )
@@ -117,7 +128,8 @@ def prepare(generator: Named, request: Request) -> Job:
     chosen, place_of = parse_dtype(request.dtype) if request.dtype else None, pick_device(request.device)
     if not 0 <= request.seed < 2**63:
         raise InvalidInput(f"the seed {request.seed} is out of range", "give a number from 0 to 2**63 - 1")
-    source = source_of(generator, request.seed)
+    how, source = request.how, source_of(generator, request.seed)
+    source.generator.model.check_sampling(how)
     opened, warned = _opened(request, source.generator)
     spec = request.like if isinstance(request.like, TargetSpec) else opened.spec if opened else None
     wanted = source.generator.target(spec, None if opened else request.classes)
@@ -138,6 +150,7 @@ def prepare(generator: Named, request: Request) -> Job:
         shard_size=request.shard_size,
         warnings=warned,
         form=form,
+        how=how,
     )
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from paramsmith.hypernet.generator import Generator
+from paramsmith.hypernet.latents import PLAIN, Sampling
 from paramsmith.hypernet.model import WeightModel
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
 
 from .conditions import one_of
+from .draws import Draws
 from .output import Sample, Written
 from .provenance import Form, Generation, asked
 from .sources import Source
 from .stream import Outline
 
-Named: TypeAlias = "str | os.PathLike[str] | Generator | WeightModel"
+Named: TypeAlias = "str | os.PathLike[str] | Generator | WeightModel | Source"
 
 
 class Shaping(Protocol):
@@ -46,6 +49,13 @@ class Request:
     base: str | os.PathLike[str] | None = None
     form: Form = "checkpoint"
     alpha: float | None = None
+    steps: int | None = None
+    guidance: float = 1.0
+
+    @property
+    def how(self) -> Sampling:
+        """How a sampler is to draw. InvalidInput for numbers out of range."""
+        return Sampling(self.steps, self.guidance)
 
 
 @dataclass(frozen=True)
@@ -96,10 +106,15 @@ class Job:
     shard_size: str | int | None = None
     warnings: tuple[str, ...] = ()
     form: Shaping | None = None
+    how: Sampling = PLAIN
+
+    @cached_property
+    def draws(self) -> Draws:
+        """What the tensors of all its samples come from."""
+        return Draws(self.source.generator.model, self.condition, self.seed, self.how)
 
     def sample(self, index: int, path: Path) -> Sample:
         """One of its samples."""
-        model = self.source.generator.model
         own = one_of(self.condition, index)
         told = asked(
             self.outline.spec,
@@ -109,11 +124,12 @@ class Job:
             index=index,
             classes=self.classes,
             dtype=self.dtype,
+            how=self.how,
         )
-        device = model.device
+        device = self.draws.device
         generation = Generation(generator=self.source.origin, asked=told, device=device.type)
         moved = {name: tensor.to(device) for name, tensor in own.items()}
-        sample = Sample(model, self.outline, moved, generation, path, self.folder, self.shard_size)
+        sample = Sample(self.draws, self.outline, moved, generation, path, self.folder, self.shard_size)
         return sample if self.form is None else self.form.shaped(sample)
 
     def samples(self, output: Path) -> Iterator[Sample]:

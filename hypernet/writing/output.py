@@ -12,6 +12,7 @@ from pathlib import Path
 from paramsmith.companions import companions, output_config
 from paramsmith.errors import InvalidInput
 from paramsmith.header import TensorSpec
+from paramsmith.hypernet.model import Decodes
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.inputs import place
 from paramsmith.model_config import ModelConfig
@@ -21,7 +22,7 @@ from paramsmith.staging import Writer
 from .cards import README, checkpoint_card
 from .provenance import NAME, Generation, check_outputs, described, planned_outputs, read_generation, recorded
 from .samples import sample_seed
-from .stream import Decodes, Outline, fill
+from .stream import Outline, fill
 
 CONFIG = "config.json"
 
@@ -56,9 +57,13 @@ class Sample:
     def layout(self) -> Layout:
         """The files of tensors; each says in its metadata how they came to be."""
         asked = self.generation.asked
-        said = {"generator": self.generation.generator.id, "spec": asked.spec, "condition": asked.condition}
-        said |= {"seed": str(asked.seed), "index": str(asked.index)}
-        metadata = {f"paramsmith.{key}": value for key, value in said.items() if value is not None}
+        said: dict[str, object] = {
+            "generator": self.generation.generator.id,
+            "spec": asked.spec,
+            "condition": asked.condition,
+        }
+        said |= {"seed": asked.seed, "index": asked.index, "steps": asked.steps, "guidance": asked.guidance}
+        metadata = {f"paramsmith.{key}": str(value) for key, value in said.items() if value is not None}
         return self.planned(metadata)
 
     def planned(self, metadata: Mapping[str, str]) -> Layout:

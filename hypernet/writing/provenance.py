@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from paramsmith import __version__
 from paramsmith.errors import InvalidInput, printable
 from paramsmith.hashing import sha256_of
 from paramsmith.hypernet.artifact import Artifact
+from paramsmith.hypernet.latents import PLAIN, Sampling
 from paramsmith.hypernet.model import WeightModel
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
@@ -65,7 +74,8 @@ class Origin(_Record):
 class Asked(_Record):
     """What was asked for: the target by a hash of its names and shapes, the condition by one of its tensors.
 
-    `values` has the condition itself where it is short; `classes` the number that was asked for.
+    `values` has the condition itself where it is short; `classes` the number that was asked for; `steps` and `guidance`
+    are told where they were not the generator's own.
     """
 
     target: str = Field(max_length=2000)
@@ -76,6 +86,14 @@ class Asked(_Record):
     seed: int
     index: int
     dtype: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """As ever, and how it was sampled only where that was chosen."""
+        told: dict[str, object] = plain(self)
+        return {name: v for name, v in told.items() if v is not None or name not in ("steps", "guidance")}
 
 
 class Generation(_Record):
@@ -147,6 +165,7 @@ def asked(
     index: int,
     classes: int | None = None,
     dtype: str | None = None,
+    how: Sampling = PLAIN,
 ) -> Asked:
     """What one sample is asked for; `condition` has a leading axis of 1."""
     return Asked(
@@ -158,6 +177,8 @@ def asked(
         seed=seed,
         index=index,
         dtype=dtype,
+        steps=how.steps,
+        guidance=how.guidance if how.guidance != 1 else None,
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from paramsmith.device import one_thread_an_operation
 from paramsmith.dtypes import DTYPES, DType, torch_dtype
 from paramsmith.errors import Failed, InvalidInput, printable
-from paramsmith.hypernet.model import CHUNK, WeightModel, chunks
+from paramsmith.hypernet.model import CHUNK, Decodes, chunks, streamed
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import Buffer, Slot, TargetSpec
 
@@ -76,19 +76,21 @@ def filled(buffer: Buffer, dtype: DType | None) -> Tensor | None:
 
 
 def state_dicts(
-    model: WeightModel, spec: TargetSpec, condition: Condition, seeds: list[int], dtype: DType | None, first: int = 0
+    model: Decodes, spec: TargetSpec, condition: Condition, seeds: list[int], dtype: DType | None, first: int = 0
 ) -> list[dict[str, Tensor]]:
     """A state dict a seed, all of one condition (leading axis 1): tied tensors under all their names, buffers filled.
 
-    Of a hypernetwork the base alone depends on the seed, so that one decoding serves several. Every sample has the
-    bytes it would have by itself; `first` is the number of the first.
+    Of a hypernetwork the base alone depends on the seed, so that one decoding serves several. A sampler may be asked
+    for another condition with each seed. Every sample has the bytes it would have by itself; `first` is the number of
+    the first.
     """
     made: list[dict[str, Tensor]] = [{} for _ in seeds]
     most = max(1, CHUNK // max(1, max((numbers(spec, group) for group in chunks(spec)), default=1)))
     with one_thread_an_operation():
         for start in range(0, len(seeds), most):
             chosen = range(start, min(start + most, len(seeds)))
-            for slot, values in model.stream(condition, spec, [seeds[i] for i in chosen], first + start):
+            asked = {name: t[start : chosen.stop] if len(t) > 1 else t for name, t in condition.items()}
+            for slot, values in streamed(model, asked, spec, [seeds[i] for i in chosen], first + start):
                 for place, i in enumerate(chosen):
                     # a base that no seed changes leaves one tensor for all
                     own = values[place if len(values) > 1 else 0]

@@ -28,7 +28,7 @@ class Source:
 
 
 def source_of(
-    named: str | os.PathLike[str] | Generator | WeightModel,
+    named: str | os.PathLike[str] | Generator | WeightModel | Source,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Source:
@@ -36,6 +36,8 @@ def source_of(
 
     InvalidInput for anything else, and for a preset that has to be trained.
     """
+    if isinstance(named, Source):
+        return named
     if isinstance(named, WeightModel):
         named = Generator.of(named)
     if isinstance(named, Generator):

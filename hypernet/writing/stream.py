@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from paramsmith.device import one_thread_an_operation, parse_bytes
 from paramsmith.dtypes import DType, torch_dtype
 from paramsmith.errors import InvalidInput
 from paramsmith.header import TensorSpec
-from paramsmith.hypernet.model import CHUNK, chunks
+from paramsmith.hypernet.model import CHUNK, Decodes, chunks
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.memory import as_bytes
@@ -107,23 +106,6 @@ class Outline:
         if self.is_diffusers:
             single = single or "diffusion_pytorch_model.safetensors"
         return plan_files(self.tensors, parse_bytes(shard_size or SHARD_SIZE), single, {**self.aliases, **metadata})
-
-
-class Decodes(Protocol):
-    """What tensors come from: a `WeightModel`, or tensors that are there already."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        ...
-
-    def codes(self, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0) -> Tensor:
-        """As `WeightModel.codes`."""
-        ...
-
-    def decoded(self, codes: Tensor, group: Sequence[int], spec: TargetSpec, seeds: Sequence[int]) -> Tensor:
-        """As `WeightModel.decoded`."""
-        ...
 
 
 def fill(

@@ -301,7 +301,8 @@ class TestAdapter:
 
     @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
     def test_peft_loads_it(self, tmp_path: Path) -> None:
-        peft = pytest.importorskip("peft")
+        import peft
+
         model = bert(tmp_path / "base")
         before = {name: values.clone() for name, values in model.state_dict().items()}
         generate(low_rank((2, 4)), tmp_path / "out", base=tmp_path / "base", form="adapter", alpha=3.0)

@@ -153,6 +153,18 @@ class TestSelected:
         assert told is not None
         assert {step["tensor"] for step in told["finished"]} == {"1.running_mean", "1.running_var"}  # type: ignore[attr-defined]
 
+    def test_an_output_over_the_generator(self, tmp_path: Path) -> None:
+        stub().save(tmp_path / "gen")
+        with pytest.raises(InvalidInput, match="overlap"):
+            write_selected(
+                str(tmp_path / "gen"),
+                tmp_path / "gen",
+                Request(),
+                DATA.shown(),
+                lambda draw, spec, shown: BestOf(k=2).select(draw, shown, first),
+                force=True,
+            )
+
     def test_several_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="one is selected"):
             write_selected(stub(), tmp_path / "out", Request(n=2), DATA.shown(), lambda *_: None)  # type: ignore[arg-type, return-value]

@@ -306,8 +306,10 @@ def test_variances_are_seen_as_their_logs() -> None:
     assert torch.allclose(tokens.flatten()[:4], held["n.running_var"].log().flatten())
     assert torch.allclose(tokenizer.tensors(tokens, spec)["n.running_var"], held["n.running_var"])
     assert bool((tokenizer.tensors(tokens - 9, spec)["n.running_var"] > 0).all())
-    with pytest.raises(InvalidInput, match=r"n\.running_var holds a variance"):
-        tokenizer.tokens({"n.running_var": torch.zeros(1, 4)}, spec)
+    silent = tokenizer.tokens({"n.running_var": torch.zeros(1, 4)}, spec)
+    assert torch.allclose(tokenizer.tensors(silent, spec)["n.running_var"], torch.full((1, 4), 1e-8))
+    with pytest.raises(InvalidInput, match=r"n\.running_var holds a variance below 0"):
+        tokenizer.tokens({"n.running_var": torch.full((1, 4), -0.1)}, spec)
 
 
 def test_a_delta_is_from_the_first_network_or_from_the_mean() -> None:
@@ -348,7 +350,10 @@ def test_what_was_fitted_is_saved_and_never_rounded() -> None:
         ({"layout": "patch", "tile": [1 << 20, 1 << 20]}, "too many"),
         ({"layout": "patch", "tile": [0, 4]}, "tiles"),
         ({"layout": "patch", "width": 100}, "no room for a tile"),
-        ({"views": ["svd"]}, "views"),
+        ({"views": ["svdd"]}, "views"),
+        ({"rank": 3}, "a rank is of the view svd"),
+        ({"rank": 0, "views": ["svd"]}, "rank"),
+        ({"views": ["svd", "lora_svd"]}, "not both"),
         ({"policies": [{"policy": "constant"}]}, "a constant has a value"),
         ({"policies": [{"policy": "template"}]}, "no tensor of the target is generated"),
         ({"normalizer": "pow2"}, "no parameter normalizer"),
