@@ -126,7 +126,7 @@ def _arms(name: str, shown: str, task: Task, budget: Budget, best: int | None, m
     generator = Generator.from_pretrained(name)
     start = Generated(generator.model, budget.seed)
     seen = getattr(generator.model, "encoded", None)
-    arms = [Arm(shown, start, generator.seconds, generated=True, seen=seen)]
+    arms = [Arm(shown, start, generator.seconds, True, seen=seen, learned_from=generator.learned_from)]
     for kind, of, k in (("best", best_of, best), ("mean", averaged, mean)):
         if k is not None:
             arms.append(

@@ -96,13 +96,14 @@ _CONFIGS: dict[str, type[Config]] = {HYPERNETWORK.name: HypernetworkConfig, SAMP
 
 
 class Index(_Strict):
-    """model_index.json. `seconds`: how long the training took."""
+    """model_index.json. `seconds`: how long the training took; `learned_from`: hashes of networks, in short."""
 
     class_name: Literal["Generator"] = Field(alias="_class_name")
     diffusers: Word = Field(alias="_diffusers_version")
     format: Literal[1]
     paramsmith: Word
     seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    learned_from: str | None = Field(None, max_length=100_000, pattern=r"^([0-9a-f]{16}( [0-9a-f]{16})*)?$")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Generator(DiffusionPipeline):
     """What makes weights: `sample` gives them as state dicts, `paramsmith generate` writes them as checkpoints.
 
     It has one model, a `hypernetwork` or a `sampler`. `seconds`: how long the training took; None where nobody knows.
+    `learned_from`: of the networks of a zoo, as `zoos.contents.learned_from` says.
     """
 
     _optional_components = list(KINDS)  # noqa: RUF012 - as the base declares it; one of them is missing
@@ -58,24 +59,26 @@ class Generator(DiffusionPipeline):
         format: int = FORMAT,  # noqa: A002 - named as in the file
         paramsmith: str = __version__,
         seconds: float | None = None,
+        learned_from: str | None = None,
     ) -> None:
         super().__init__()
         if (hypernetwork is None) == (sampler is None):
             raise ValueError("a generator has a hypernetwork or a sampler")
         self.register_modules(hypernetwork=hypernetwork, sampler=sampler)  # type: ignore[no-untyped-call]
-        told = {"format": FORMAT, "paramsmith": __version__, "seconds": seconds}
+        told = {"format": FORMAT, "paramsmith": __version__, "seconds": seconds, "learned_from": learned_from}
         self.register_to_config(**told)  # type: ignore[no-untyped-call]
         self.hypernetwork: Hypernetwork
         self.sampler: Sampler
         self.seconds = seconds
+        self.learned_from = learned_from
 
     @classmethod
-    def of(cls, model: WeightModel, seconds: float | None = None) -> Self:
+    def of(cls, model: WeightModel, seconds: float | None = None, learned_from: str | None = None) -> Self:
         """A generator with this model."""
         if isinstance(model, Sampler):
-            return cls(sampler=model, seconds=seconds)
+            return cls(sampler=model, seconds=seconds, learned_from=learned_from)
         if isinstance(model, Hypernetwork):
-            return cls(model, seconds=seconds)
+            return cls(model, seconds=seconds, learned_from=learned_from)
         raise TypeError(f"{type(model).__name__} is no kind of model that a generator has")
 
     @property
@@ -197,11 +200,13 @@ class Generator(DiffusionPipeline):
         from .training.course import Course
         from .training.learning import objective_for
         from .training.loop import fit
+        from .zoos.contents import learned_from
 
         design = self.design()
         chosen = validated(Course, {**design.course, **(course or {})}, "the course", "see: paramsmith train --help")
         report = fit(self.model, objective_for(design, self, source), chosen, progress=progress, log=log)
         self.seconds = (self.seconds or 0.0) + report.seconds
+        self.learned_from = learned_from(source)
         return report
 
     @classmethod

@@ -9,9 +9,10 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from paramsmith.errors import InvalidInput
+from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.protocols import Classifying, Episode, Task
 from paramsmith.hypernet.targets.target import TargetSpec
+from paramsmith.hypernet.zoos.contents import DIGITS
 from paramsmith.hypernet.zoos.zoo import Member, Zoo
 
 from .finetune import logits
@@ -75,14 +76,27 @@ def copying(
     return Copying(len(stacked[spec.slots[0].name]), found, *_mistakes(task, own, training))
 
 
-def check_apart(zoo: Zoo, hashes: Mapping[str, str | None]) -> None:
-    """InvalidInput where a network that is judged by has the weights of one that was trained on, naming both."""
+def check_apart(zoo: Zoo, hashes: Mapping[str, str | None], learned: Mapping[str, str | None]) -> None:
+    """InvalidInput where a network that is judged by was trained on, by the zoo or by a generator, naming both.
+
+    `hashes` are those of the networks by label, `learned` what generators keep of those they learned from, by name.
+    """
     trained = {hashes[member.label]: member.label for member in zoo.of("train")}
+    kept = {name: set((known or "").split()) for name, known in learned.items()}
     for member in zoo.members:
-        same = trained.get(hashes[member.label]) if member.entry.split != "train" else None
-        if same is not None and hashes[member.label] is not None:
-            fact = f"{member.label} is held out, and has the weights of {same}, which is trained on"
+        digest = hashes[member.label]
+        if member.entry.split == "train" or digest is None:
+            continue
+        held = printable(member.label)
+        if digest in trained:
+            fact = f"{held} is held out, and has the weights of {printable(trained[digest])}, which is trained on"
             raise InvalidInput(fact, "deal the zoo out again: paramsmith zoo split")
+        for name, known in kept.items():
+            if digest[:DIGITS] in known:
+                fact = f"{held} is held out, and {printable(name)} learned from it"
+                raise InvalidInput(
+                    fact, "train on the zoo as it is dealt out now, or judge by networks it has not seen"
+                )
 
 
 def _evenly(zoo: Zoo, members: Sequence[Member]) -> dict[str, Tensor]:

@@ -40,7 +40,8 @@ class Arm:
     """A start to be judged; `seconds` is what it cost to make, None where nobody knows.
 
     `of`: the arm that this is a control of, which is no candidate itself. `seen`: what networks of this generator are
-    compared as where a zoo is given, such as latents of its codec; numbers as they are unless told.
+    compared as where a zoo is given, such as latents of its codec; numbers as they are unless told. `learned_from`:
+    what the generator keeps of the networks it learned from.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Arm:
     generated: bool = False
     of: str | None = None
     seen: Seen | None = None
+    learned_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def evaluate(
     budget = budget or Budget()
     with one_thread_an_operation(), seeded(budget.seed):  # side by side, these targets are small still
         if zoo is not None:
-            check_apart(zoo, digests(zoo))
+            check_apart(zoo, digests(zoo), {arm.name: arm.learned_from for arm in arms})
         episodes = _unseen(task, budget, zoo)
         return _evaluated(task, episodes, arms, budget, tell, zoo)
 

@@ -20,6 +20,7 @@ from paramsmith.hypernet.generator import Generator
 from paramsmith.hypernet.protocols import Design, Objective, SamplerDesign, Site
 from paramsmith.hypernet.seeding import seeded
 from paramsmith.hypernet.writing.cards import README, generator_card
+from paramsmith.hypernet.zoos.contents import learned_from
 from paramsmith.hypernet.zoos.zoo import Zoo
 from paramsmith.memory import StateDict, as_bytes
 from paramsmith.params import validated
@@ -92,11 +93,13 @@ def train(
     run = partial(fit, hypernetwork, objective, chosen, progress=progress, log=log, logs=logs)
     if int(os.environ.get("RANK", "0")):  # torchrun's: the first process alone has to do with the output
         report = run()
+        made = _finished(generator, report, source)
     else:
         with Resumable(path, key, force=force, single=False) as keeper:
             report = run(keeper=keeper)
-            _save(keeper, path.name, _finished(generator, report), report, objective)
-    return Trained(path, preset, _finished(generator, report), chosen, report, _result(objective))
+            made = _finished(generator, report, source)
+            _save(keeper, path.name, made, report, objective)
+    return Trained(path, preset, made, chosen, report, _result(objective))
 
 
 def site_for(source: object) -> Site:
@@ -168,8 +171,8 @@ def _code_files(task: object) -> set[Path]:
     return found
 
 
-def _finished(generator: Generator, report: FitReport) -> Generator:
-    return Generator.of(generator.model, report.seconds)
+def _finished(generator: Generator, report: FitReport, source: object) -> Generator:
+    return Generator.of(generator.model, report.seconds, learned_from(source))
 
 
 def _save(keeper: Resumable, name: str, generator: Generator, report: FitReport, objective: Objective) -> None:

@@ -11,6 +11,7 @@ from .member import Member
 from .zoo import Zoo, architectures
 
 _TOGETHER = 64  # networks read at once
+DIGITS, _KEPT = 16, 4096  # of a hash that is kept, and hashes
 
 
 def digests(zoo: Zoo, members: Sequence[Member] | None = None) -> dict[str, str | None]:
@@ -21,6 +22,18 @@ def digests(zoo: Zoo, members: Sequence[Member] | None = None) -> dict[str, str 
         for start in range(0, len(group), _TOGETHER):
             found.update(_digests(zoo, group[start : start + _TOGETHER]))
     return found
+
+
+def learned_from(source: object) -> str | None:
+    """What is kept of the networks of a zoo that a generator learned from; None for anything but a zoo.
+
+    It is the first 16 digits of each hash, the 4,096 least of them: of fewer networks these are all, and of more a
+    sample that gives away who trained on what was held out.
+    """
+    if not isinstance(source, Zoo):
+        return None
+    found = {digest[:DIGITS] for digest in digests(source, source.of("train")).values() if digest is not None}
+    return " ".join(sorted(found)[:_KEPT])
 
 
 def copies(found: Mapping[str, str | None]) -> list[tuple[str, ...]]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramsmith.errors import InvalidInput
+from paramsmith.errors import GenerateWarning, InvalidInput
 from paramsmith.hypernet.evaluation.controls import controls_of, rotated_condition, wrong_condition
-from paramsmith.hypernet.evaluation.copying import copying
+from paramsmith.hypernet.evaluation.copying import check_apart, copying
 from paramsmith.hypernet.evaluation.evaluate import Arm, evaluate
 from paramsmith.hypernet.evaluation.generated import Generated, averaged, best_of, oracle_of
 from paramsmith.hypernet.evaluation.page import page
@@ -28,7 +28,8 @@ from paramsmith.hypernet.protocols import Episode
 from paramsmith.hypernet.selection.roles import score_of
 from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.zoos.build import build
-from paramsmith.hypernet.zoos.zoo import Zoo
+from paramsmith.hypernet.zoos.contents import digests
+from paramsmith.hypernet.zoos.zoo import Member, Zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEATURES, POOL, CLASSES = 6, 8, 3
@@ -219,6 +220,26 @@ def test_a_network_on_both_sides_is_refused(zoo: Zoo) -> None:
     with pytest.raises(InvalidInput, match=r"again is held out, and has the weights of .*, which is trained on"):
         evaluate(Clusters(), [], BUDGET, zoo=Zoo(zoo.folder, [*zoo.members, twice]))
     assert last.entry.split == "test"
+
+
+def test_a_generator_that_learned_from_what_is_held_out_is_refused(zoo: Zoo, ridge: Generator, tmp_path: Path) -> None:
+    greedy = Zoo(zoo.folder, [*zoo.of("train")[:30], trained_on(zoo.of("test")[0])])
+    made = Generator.build("mean", greedy.site)
+    with pytest.warns(GenerateWarning, match="31 networks"):
+        made.fit(greedy)
+    made.save(tmp_path / "gen")
+    again = Generator.from_pretrained(tmp_path / "gen")
+    assert again.learned_from == made.learned_from
+    assert len((made.learned_from or "").split()) == 31
+    arm = Arm("greedy", Generated(again.model), generated=True, learned_from=again.learned_from)
+    with pytest.raises(InvalidInput, match="is held out, and greedy learned from it"):
+        evaluate(Clusters(), [arm], BUDGET, zoo=zoo)
+    assert ridge.learned_from is not None
+    check_apart(zoo, digests(zoo), {"line": ridge.learned_from, "unknown": None, "from nothing": ""})
+
+
+def trained_on(member: Member) -> Member:
+    return replace(member, entry=member.entry.model_copy(update={"split": "train"}))
 
 
 def test_a_task_that_was_trained_on_is_refused(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class TestFolder:
             "_diffusers_version": __import__("diffusers").__version__,
             "format": 1,
             "hypernetwork": ["paramsmith.hypernet.hypernetwork", "Hypernetwork"],
+            "learned_from": None,
             "paramsmith": __import__("paramsmith").__version__,
             "sampler": [None, None],
             "seconds": None,
