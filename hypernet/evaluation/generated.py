@@ -64,7 +64,7 @@ def averaged(start: Start, task: Task, k: int) -> Start:
             raise InvalidInput("the mean of samples is of linear heads, and the target has hidden layers", "choose one")
         shown, score = Shown(episode.condition, episode.support), score_of(task, episode.target)
         draw = _Draws(start, episode, number * k)
-        return MeanOf(k=k).select(draw, shown, score, episode.target.spec).weights
+        return MeanOf(k=k, aligned=False).select(draw, shown, score, episode.target.spec).weights
 
     return chosen
 

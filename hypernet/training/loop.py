@@ -6,7 +6,7 @@ What an objective is, and what it may have besides, is in protocols.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +100,12 @@ def fit(
 
 
 def check_steps(objective: Objective, course: Course) -> None:
-    """InvalidInput for a training of no steps, where something is trained and not only computed."""
-    if not course.steps and objective.turns():
+    """InvalidInput for no steps where something is trained, and for steps where everything is computed at once."""
+    trained = bool(objective.turns())
+    if not course.steps and trained:
         raise InvalidInput("there is something to train, and 0 steps to do it in", "give --steps 1 or more")
+    if course.steps and not trained:
+        raise InvalidInput(f"nothing is trained in {course.steps:,} steps: all is computed", "leave --steps out")
 
 
 class _Run:
@@ -164,8 +167,8 @@ class _Run:
     def _step(self) -> Mapping[str, float] | None:
         """One step; a line of metrics where one is due."""
         step, course = self.counts.step, self.course
-        over = getattr(self.objective, "over", None)
-        self.state.settle(over(step) if callable(over) else ())
+        over: Callable[[int], Iterable[str]] | None = getattr(self.objective, "over", None)
+        self.state.settle(() if over is None else over(step))
         name = self.objective.turn(step)
         turn = self.state.turns[name]
         rate = turn.course.lr * turn.course.factor(step)
