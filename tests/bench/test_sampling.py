@@ -61,7 +61,7 @@ def test_a_quick_look_has_no_targets(tmp_path: Path, jobs: list[Job]) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("kind", ["draw", "draw_each", "products", "steps"])
+@pytest.mark.parametrize("kind", ["draw", "draw_each", "products", pytest.param("steps", marks=pytest.mark.slow)])
 def test_a_job_takes_time(kind: str, tmp_path: Path) -> None:
     assert do(replace(QUICK, kind=kind, folder=str(tmp_path))).seconds > 0
 

@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "igpg": {"codes": 4, "chunk": 4},
     "d2nwg": {"steps": 2},
 }
+SLOW = ("d2nwg", "pdiff")  # seconds each
 
 
 class Double(nn.Module):
@@ -86,7 +87,9 @@ def test_a_sampler_learns_and_draws_the_same(zoo: Zoo, graphs: list[int]) -> Non
     assert list(fast.model.state_dict()) == list(plain.model.state_dict())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PRESETS]
+)
 def test_what_is_compiled_is_called(preset: str, zoo: Zoo, graphs: list[int]) -> None:
     generator = built(preset)
     assert networks(generator.model)

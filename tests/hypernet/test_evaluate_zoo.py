@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from paramsmith.errors import GenerateWarning, InvalidInput
 from paramsmith.hypernet.evaluation.controls import controls_of, rotated_condition, wrong_condition
-from paramsmith.hypernet.evaluation.copying import check_apart, copying
+from paramsmith.hypernet.evaluation.copying import check_unlearned, copying
 from paramsmith.hypernet.evaluation.evaluate import Arm, evaluate
 from paramsmith.hypernet.evaluation.generated import Generated, averaged, best_of, oracle_of
 from paramsmith.hypernet.evaluation.page import page
@@ -155,8 +155,8 @@ def test_the_page_needs_nothing_and_runs_nothing(found: Evaluation) -> None:
     assert not [word for word in (" src=", 'href="http', "@import", "url(http") if word in made]
     for words in ("Copies?", "best of the zoo", "does not beat ridge", "<svg", "d1 / d2"):
         assert words in made
-    assert "<h2>Controls</h2>" in page(found).decode()
-    assert page(found) == page(found)
+    assert "<h2>Controls</h2>" in (again := page(found)).decode()
+    assert again == page(found)
 
 
 def test_without_matplotlib_the_page_has_no_curves(found: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_a_generator_that_learned_from_what_is_held_out_is_refused(zoo: Zoo, rid
     with pytest.raises(InvalidInput, match="is held out, and greedy learned from it"):
         evaluate(Clusters(), [arm], BUDGET, zoo=zoo)
     assert ridge.learned_from is not None
-    check_apart(zoo, digests(zoo), {"line": ridge.learned_from, "unknown": None, "from nothing": ""})
+    check_unlearned(zoo, digests(zoo), {"line": ridge.learned_from, "unknown": None, "from nothing": ""})
 
 
 def trained_on(member: Member) -> Member:

@@ -106,6 +106,7 @@ def zoo_of(folder: Path, spec: TargetSpec, count: int) -> Zoo:
     return Zoo.open(folder)
 
 
+@pytest.mark.slow
 def test_a_flow_refines_what_it_is_given(tmp_path: Path) -> None:
     """Nearer to what training makes of unseen starts than the mean of the zoo is; saved and loaded too."""
     spec = target()
