@@ -43,6 +43,7 @@ COMMANDS = {  # name -> what `--help` says; each is `command` of the module of t
 }
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 DEBUG = "PARAMSMITH_DEBUG"
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # as torch says it, of a processor and of a device
 
 
 class Terminated(KeyboardInterrupt):
@@ -136,6 +137,9 @@ def _report(error: Exception, as_json: bool) -> int:
         show_error(fact, hint, error.exit_code, as_json)
         return error.exit_code
     told = printable(str(error).strip().partition("\n")[0], 300)
+    if isinstance(error, MemoryError) or any(words in told.lower() for words in _NO_MEMORY):
+        show_error("there is not enough memory", "ask for less: smaller batches, fewer samples or networks", 1, as_json)
+        return 1
     show_error(f"{type(error).__name__}: {told}", f"set {DEBUG}=1 for the trace", 1, as_json)
     return 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,10 +141,20 @@ def _arms(name: str, shown: str, task: Task, budget: Budget, best: int | None, m
 
 
 def _check_absent(path: Path, force: bool) -> None:
-    if os.path.lexists(path) and not force:
-        raise InvalidInput(f"{printable(path, 400)}: exists already", "choose another name, or --force")
+    """A name that is free, or of an ordinary file or a link that may be replaced: never of a device or a pipe."""
+    shown = printable(path, 400)
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except OSError:  # too long, links in a circle
+        raise InvalidInput(f"{shown}: is no name for a file", "choose another name") from None
+    if mode is not None and not force:
+        raise InvalidInput(f"{shown}: exists already", "choose another name, or --force")
     if path.is_dir():
-        raise InvalidInput(f"{printable(path, 400)}: is a folder, and one file is written", "choose another name")
+        raise InvalidInput(f"{shown}: is a folder, and one file is written", "choose another name")
+    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise InvalidInput(f"{shown}: is no ordinary file, and is not replaced", "choose another name")
     if not path.absolute().parent.is_dir():
         raise InvalidInput(f"{printable(path.absolute().parent, 400)} is not an existing folder", "create it first")
 
@@ -181,8 +192,15 @@ def _show(found: Evaluation) -> None:
     marks = [str(mark) for mark in found.budget.marks]
     columns = ["start", *marks, "best", f"to {found.threshold:.3g}", "rate", "diversity", "cost"]
     show_table(columns, [_cells(row, found) for row in found.rows], right=columns[1:])
-    last = f"{found.budget.targets} targets, {found.budget.seeds} seeds"
+    targets = found.budget.targets if found.zoo is None else found.zoo["judged by"]
+    last = f"{targets} targets, {found.budget.seeds} seeds"
     click.echo(f"scores after so many steps of Adam, on unseen data, mean of {last}; cost: seconds to make the start")
+    for name, copied in found.copying.items():
+        new = copied.novelty
+        beside = "" if new.held_out is None else f", of held-out networks {new.held_out:.2f}"
+        click.echo(f"{name}: {new.copies:.0%} copies, d1/d2 {new.ratio:.2f}, distance {new.distance:.2f}{beside}")
+    for name, why in (found.left_out or {}).items():
+        click.echo(f"{name} is left out: {why}")
 
 
 def _cells(row: Row, found: Evaluation) -> list[str]:

@@ -32,6 +32,8 @@ def command(name: str | None) -> None:
         "generators": parts.generators,
         "condition encoders": parts.encoders,
         "decoders": parts.decoders,
+        "codecs": parts.codecs,
+        "priors": parts.priors,
         "bases": parts.bases,
         "scales": parts.scales,
         "objectives": parts.objectives,

@@ -124,7 +124,7 @@ def zoo_of(folder: Path, task: Perceptrons, n: int, init: str, steps: int) -> Zo
 def arms_of(name: str, made: Generator, task: Perceptrons, best: int) -> Iterator[Arm]:
     """One sample, the best of some on the 25 images, and what is drawn when it is asked for something else."""
     start, seen = Generated(made.model), made.model.encoded
-    yield Arm(name, start, made.seconds, generated=True, seen=seen)
+    yield Arm(name, start, made.seconds, generated=True, seen=seen, learned_from=made.learned_from)
     if best:
         yield Arm(f"{name}, best of {best}", best_of(start, task, best), made.seconds, generated=True, seen=seen)
     for kind, other in controls_of(made.model, start, task, 0).items():

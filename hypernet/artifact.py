@@ -283,7 +283,8 @@ def _check_tensors(folder: Path, kind: Kind, config: Config) -> None:
         if info.shape != shape:
             told = f"has the shape {list(info.shape)}, where {kind.config} makes it {list(shape)}"
             raise InvalidInput(f"{where}: tensor {printable(name)} {told}", hint)
-        if info.dtype.code != dtype.code and not info.dtype.kind == dtype.kind == "float":
+        wider = info.dtype.bits > max(32, dtype.bits)
+        if info.dtype.code != dtype.code and (wider or not info.dtype.kind == dtype.kind == "float"):
             told = f"holds {info.dtype.code}, where {kind.config} makes it {dtype.code}"
             raise InvalidInput(f"{where}: tensor {printable(name)} {told}", hint)
     for name in found:

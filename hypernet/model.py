@@ -124,7 +124,9 @@ class WeightModel(ModelMixin, ConfigMixin):
         A generator of a zoo may make the running statistics too, which for a module are buffers.
         """
         if own.hash not in (spec.hash, with_statistics(spec).hash):
-            raise InvalidInput("this generator was made for another target", "leave --like out")
+            raise InvalidInput(
+                "this generator was made for another target", "leave --like out, or name the task it learned from"
+            )
         return own
 
 

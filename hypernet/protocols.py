@@ -19,6 +19,8 @@ Parts are registered in `paramsmith.parts`. An encoder, decoder, base or scale i
 What a part draws in its constructor comes from torch's own generator, which is seeded for it; so does what it draws in
 training, such as dropout. When weights are generated nothing is random but the base, by the seeds that it is given.
 
+What only samplers have, codecs and priors, is in `latents`.
+
 An objective is made as `make(options, hypernetwork, source)`, a preset as `make(options, site)`, a family of
 architectures as `make(options)`.
 """

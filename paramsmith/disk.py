@@ -80,7 +80,9 @@ def check_space(folder: Path, missing: int) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole, or leave it as it was. Raises Failed."""
+    """Replace a small file as a whole, or leave it as it was. Raises Failed, also over a device or a folder."""
+    if path.exists() and not path.is_file():
+        raise Failed(f"{printable(path, 400)}: is no file that could be replaced", "choose another name")
     staged = path.with_name(f".{path.name}.partial")
     try:
         staged.unlink(missing_ok=True)

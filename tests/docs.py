@@ -17,7 +17,7 @@ from pathlib import Path
 
 from paramsmith.cli.methods import describe
 from paramsmith.mergekit import MERGEKIT_METHODS
-from paramsmith.parts import bases, decoders, encoders, families, generators, objectives, scales
+from paramsmith.parts import bases, codecs, decoders, encoders, families, generators, objectives, priors, scales
 from paramsmith.registry import MergeMethod, methods
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def generators_table() -> str:
 
 def parts_table() -> str:
     """The parts that generators are made of, a line a kind."""
-    kinds = {"encoder": encoders, "decoder": decoders, "base": bases, "scale": scales}
+    kinds = {"encoder": encoders, "decoder": decoders, "codec": codecs, "prior": priors, "base": bases, "scale": scales}
     kinds |= {"objective": objectives, "family": families}
     rows = [[kind, ", ".join(f"`{name}`" for name in registry.all())] for kind, registry in kinds.items()]
     return table(["part", "there are"], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
@@ -22,7 +23,8 @@ _DRAWS = 64  # in search of another condition of the same shapes
 def controls_of(model: WeightModel, asked: Start, task: Task, seed: int) -> dict[str, Start]:
     """The controls that there are for a generator, by what is done; none for one that is asked for nothing.
 
-    `asked nothing`: the condition that training put in place of others now and then, where it did.
+    `asked` is its start, as it is judged; each control is that start with another condition. `asked nothing`: the one
+    that training put in place of others now and then, where it did.
     """
     shapes = model.config["condition"]
     if not shapes:
@@ -45,7 +47,7 @@ def wrong_condition(asked: Start, task: Task, seed: int) -> Start:
         for _ in range(_DRAWS):
             other = drawn(task, rng, "test").condition
             if _differs(other, episode.condition):
-                return asked(_instead(episode, other), number)
+                return asked(replace(episode, condition=other), number)
         raise InvalidInput("the task asks for the same every time", "draw conditions where the split is test")
 
     return start
@@ -55,13 +57,10 @@ def rotated_condition(asked: Start) -> Start:
     """It is asked for the same `classes` (k, n, F), each in the place of the next: what it makes has all wrong."""
 
     def start(episode: Episode, number: int) -> Weights:
-        return asked(_instead(episode, {"classes": episode.condition["classes"].roll(1, 0)}), number)
+        moved = {"classes": episode.condition["classes"].roll(1, 0)}
+        return asked(replace(episode, condition=moved), number)
 
     return start
-
-
-def _instead(episode: Episode, condition: Condition) -> Episode:
-    return Episode(episode.target, condition, episode.query, episode.support, episode.task)
 
 
 def _differs(a: Condition, b: Condition) -> bool:

@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from paramsmith.errors import InvalidInput, printable
+from paramsmith.errors import Failed, InvalidInput, printable
 from paramsmith.hypernet.protocols import Classifying, Episode, Task
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.hypernet.zoos.contents import DIGITS
@@ -76,7 +76,7 @@ def copying(
     return Copying(len(stacked[spec.slots[0].name]), found, *_mistakes(task, own, training))
 
 
-def check_apart(zoo: Zoo, hashes: Mapping[str, str | None], learned: Mapping[str, str | None]) -> None:
+def check_unlearned(zoo: Zoo, hashes: Mapping[str, str | None], learned: Mapping[str, str | None]) -> None:
     """InvalidInput where a network that is judged by was trained on, by the zoo or by a generator, naming both.
 
     `hashes` are those of the networks by label, `learned` what generators keep of those they learned from, by name.
@@ -120,10 +120,16 @@ def _mistakes(
     telling = cast(Classifying, task)
     overlaps, gains = [], []
     for episode, samples in drawn:
+        y = episode.query.get("y")
+        if y is None or y.is_floating_point() or not y.numel():
+            return None, None  # answers that are not right or wrong
         stacked = {name: torch.stack([w[name] for w in samples]) for name in samples[0]}
-        y = episode.query["y"]
         own, known = (logits(telling, episode.target, held, episode.query) for held in (stacked, training))
-        overlaps.append(float(error_overlap(own.argmax(-1) != y, known.argmax(-1) != y).mean()))
+        if own.shape[1:-1] != y.shape:
+            fact = f"the task's logits are {list(own.shape[1:])} for labels {list(y.shape)}"
+            raise Failed(fact, "give (*labels, classes), a number a class")
+        wrong = ((given.argmax(-1) != y).flatten(1) for given in (own, known))
+        overlaps.append(float(error_overlap(*wrong).mean()))
         if len(samples) > 1:
             gains.append(ensemble_gain(own, y))
     return sum(overlaps) / len(overlaps), sum(gains) / len(gains) if gains else None

@@ -24,8 +24,8 @@ from paramsmith.hypernet.zoos.build import episode_of
 from paramsmith.hypernet.zoos.contents import digests
 from paramsmith.hypernet.zoos.zoo import Zoo
 
-from .copying import Copying, Seen, check_apart, copying
-from .finetune import Curves, Data, Schedule, finetune, finetune_together, split
+from .copying import Copying, Seen, check_unlearned, copying
+from .finetune import Curves, EpisodeData, Schedule, finetune, finetune_together, row_count, split
 from .results import Budget, Evaluation, Row
 from .rivals import rivals
 from .starts import Start, Trained, Weights, diversity, fresh, mean_of, nearest
@@ -37,11 +37,11 @@ _TOGETHER = 1 << 24  # numbers of data and weights that are trained on side by s
 
 @dataclass(frozen=True)
 class Arm:
-    """A start to be judged; `seconds` is what it cost to make, None where nobody knows.
+    """A start to be judged, under a name of its own; `seconds` is what it cost to make, None where nobody knows.
 
-    `of`: the arm that this is a control of, which is no candidate itself. `seen`: what networks of this generator are
-    compared as where a zoo is given, such as latents of its codec; numbers as they are unless told. `learned_from`:
-    what the generator keeps of the networks it learned from.
+    `of`: the name of the arm that this one is a control of; a control is no candidate. `seen`: as what this generator's
+    samples are compared with networks of a zoo, such as latents of its codec; unless told, their numbers.
+    `learned_from`: `Generator.learned_from`, by which it is refused where it is to be judged by what it learned from.
     """
 
     name: str
@@ -55,12 +55,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class _Run:
-    """What came of one arm: curves, each (rates, marks), by episode and seed; what was begun with, and its seconds."""
+    """What came of one arm: curves, each (rates, marks), by episode and seed; the weights that were begun with.
+
+    `drawing`: seconds for the weights of one target.
+    """
 
     arm: Arm
     curves: list[Curves]
     starts: list[list[Weights]]
-    seconds: float
+    drawing: float
 
 
 def evaluate(
@@ -74,17 +77,17 @@ def evaluate(
 
     The starts: `random`, `orthogonal`, and, of networks trained on episodes of training, `mean` (where all episodes
     share an architecture) and `nearest`. With a zoo, what is computed from it takes the place of these two
-    (`rivals.rivals`), and what arms draw is held against its networks (`copying.copying`); it is judged by episodes of
-    its test networks, or, where it has none, by those of the task. What a task or a module draws from torch's own
-    generator is the same every time.
+    (`rivals.rivals`), and what arms draw is held against its networks (`copying.copying`); the episodes are those of
+    its test networks, or, where it has none, the task's own. `tell` gets the name of each arm as its turn comes. What
+    a task or a module draws from torch's own generator is the same every time.
 
     Raises InvalidInput for a task whose test episodes lack data to train on, or whose target an arm cannot make, for a
     zoo that trains on what is judged by, and Failed for a task whose code raises.
     """
     budget = budget or Budget()
-    with one_thread_an_operation(), seeded(budget.seed):  # side by side, these targets are small still
+    with one_thread_an_operation(), seeded(budget.seed):  # even side by side, targets are too small for threads
         if zoo is not None:
-            check_apart(zoo, digests(zoo), {arm.name: arm.learned_from for arm in arms})
+            check_unlearned(zoo, digests(zoo), {arm.name: arm.learned_from for arm in arms})
         episodes = _unseen(task, budget, zoo)
         return _evaluated(task, episodes, arms, budget, tell, zoo)
 
@@ -94,7 +97,10 @@ def _evaluated(
 ) -> Evaluation:
     data = [_data(episode, budget.seed) for episode in episodes]
     for arm in arms:  # one that does not fit is told of before anything is trained
-        arm.start(episodes[0], 0)
+        try:
+            arm.start(episodes[0], 0)
+        except InvalidInput as problem:
+            raise InvalidInput(f"{printable(arm.name)}: {problem.fact}", problem.hint) from None
     everyone = [Arm("random", fresh()), Arm("orthogonal", fresh("orthogonal"))]
     left_out = None
     if zoo is None:
@@ -149,11 +155,13 @@ def _counted(zoo: Zoo | None, episodes: Sequence[Episode]) -> dict[str, int] | N
     return {"networks": len(known), "tasks": tasks, "held out": len(zoo) - len(known), "judged by": len(episodes)}
 
 
-def _data(episode: Episode, seed: int) -> Data:
+def _data(episode: Episode, seed: int) -> EpisodeData:
     if not episode.support:
         raise InvalidInput("a test episode has no support to train on", "give the task's test episodes one")
+    if not row_count(episode.query):
+        raise InvalidInput("the query of a test episode has no rows", "give the task's test episodes some to judge by")
     train, validation = split(episode.support, 0.2, seed)
-    return Data(train, validation, episode.query)
+    return EpisodeData(train, validation, episode.query)
 
 
 def _trained_starts(task: Task, episodes: Sequence[Episode], budget: Budget) -> list[Arm]:
@@ -182,11 +190,11 @@ def _trained(task: Task, episode: Episode, budget: Budget, seed: int) -> Trained
     return Trained(episode.target.spec, {name: w[best] for name, w in ended.weights.items()})
 
 
-def _runs(task: Task, arm: Arm, episodes: Sequence[Episode], data: Sequence[Data], budget: Budget) -> _Run:
+def _runs(task: Task, arm: Arm, episodes: Sequence[Episode], data: Sequence[EpisodeData], budget: Budget) -> _Run:
     """Train on from every draw, for every episode, at every rate; side by side where episodes share a target."""
     rates, began = torch.tensor(budget.rates), time.perf_counter()
     starts = [[arm.start(episode, seed) for seed in range(budget.seeds)] for episode in episodes]
-    seconds = (time.perf_counter() - began) / (len(episodes) * budget.seeds)
+    drawing = (time.perf_counter() - began) / (len(episodes) * budget.seeds)
     curves: dict[tuple[int, int], Curves] = {}
     for group in _alike(episodes, data, budget):
         stacked = [
@@ -195,10 +203,10 @@ def _runs(task: Task, arm: Arm, episodes: Sequence[Episode], data: Sequence[Data
         schedules = [Schedule(budget.judged, budget.batch_size, budget.seed + seed) for _, seed in group]
         target, held = episodes[group[0][0]].target, [data[i] for i, _ in group]
         curves |= zip(group, finetune_together(task, target, stacked, rates, held, schedules), strict=True)
-    return _Run(arm, [curves[key] for key in sorted(curves)], starts, seconds)
+    return _Run(arm, [curves[key] for key in sorted(curves)], starts, drawing)
 
 
-def _alike(episodes: Sequence[Episode], data: Sequence[Data], budget: Budget) -> Iterator[list[tuple[int, int]]]:
+def _alike(episodes: Sequence[Episode], data: Sequence[EpisodeData], budget: Budget) -> Iterator[list[tuple[int, int]]]:
     """Runs, as (episode, seed), that can be trained on side by side: of one target, with data of the same shapes."""
     groups: dict[object, list[tuple[int, int]]] = {}
     shared = Counter(id(episode.target) for episode in episodes)
@@ -226,7 +234,7 @@ def _chosen(curves: Sequence[Curves], budget: Budget) -> tuple[int, Tensor, Tens
 def _row(run: _Run, episodes: Sequence[Episode], budget: Budget, threshold: float) -> Row:
     rate, report, validation = _chosen(run.curves, budget)
     marks = torch.tensor(budget.judged)
-    firsts = [marks[run >= threshold].tolist()[:1] for run in report]
+    firsts = [marks[scores >= threshold].tolist()[:1] for scores in report]
     reached = [first[0] for first in firsts if first]
     median = sorted(first[0] if first else math.inf for first in firsts)[(len(firsts) - 1) // 2]
     best = report.gather(1, validation.argmax(1, keepdim=True)).mean().item()
@@ -235,15 +243,15 @@ def _row(run: _Run, episodes: Sequence[Episode], budget: Budget, threshold: floa
     deviation = report.std(0) if len(report) > 1 else torch.zeros_like(report[0])
     curve = zip(budget.judged, report.mean(0).tolist(), deviation.tolist(), strict=True)
     return Row(
-        run.arm.name,
-        run.arm.generated,
-        run.arm.of,
-        budget.rates[rate],
-        tuple(curve),
-        best,
-        None if math.isinf(median) else float(median),
-        len(reached) / len(firsts),
-        sum(known) / len(known) if known else None,
-        run.arm.seconds,
-        run.seconds,
+        name=run.arm.name,
+        generated=run.arm.generated,
+        of=run.arm.of,
+        rate=budget.rates[rate],
+        curve=tuple(curve),
+        best=best,
+        steps=None if math.isinf(median) else float(median),
+        reached=len(reached) / len(firsts),
+        diversity=sum(known) / len(known) if known else None,
+        seconds=run.arm.seconds,
+        drawing=run.drawing,
     )

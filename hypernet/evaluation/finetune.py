@@ -37,8 +37,8 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Data:
-    """What is trained on, what chooses among runs, and what is reported; only the last goes into a table."""
+class EpisodeData:
+    """Of one episode, what is trained on, what chooses among runs, and what is reported, which alone tables show."""
 
     train: Batch
     validation: Batch
@@ -46,7 +46,7 @@ class Data:
 
 
 def finetune(
-    task: Task, target: Target, starts: Mapping[str, Tensor], rates: Tensor, data: Data, schedule: Schedule
+    task: Task, target: Target, starts: Mapping[str, Tensor], rates: Tensor, data: EpisodeData, schedule: Schedule
 ) -> Curves:
     """Adam from `starts` (B, *shape) at learning rates (B,), every run seeing the same rows in the same order.
 
@@ -60,7 +60,7 @@ def finetune_together(
     target: Target,
     starts: Sequence[Mapping[str, Tensor]],
     rates: Tensor,
-    data: Sequence[Data],
+    data: Sequence[EpisodeData],
     schedules: Sequence[Schedule],
 ) -> list[Curves]:
     """`finetune` of G groups of starts side by side: each has data, and an order of rows, of its own.
@@ -78,7 +78,7 @@ def finetune_together(
             seen.append([_judged(task, target, _group(weights, g, count), held) for g, held in enumerate(data)])
         if step == max(marks):
             break
-        chosen = [rows(held.train, schedules[0].batch_size, rng) for held, rng in zip(data, rngs, strict=True)]
+        chosen = [drawn_rows(held.train, schedules[0].batch_size, rng) for held, rng in zip(data, rngs, strict=True)]
         slopes = _gradients(task, target, weights, chosen)
         _adam(weights, slopes, first, second, every, step + 1)
     made = []
@@ -93,7 +93,7 @@ def _group(weights: Mapping[str, Tensor], g: int, count: int) -> dict[str, Tenso
     return {name: w[g * count : (g + 1) * count] for name, w in weights.items()}
 
 
-def _judged(task: Task, target: Target, weights: Mapping[str, Tensor], data: Data) -> tuple[Tensor, Tensor]:
+def _judged(task: Task, target: Target, weights: Mapping[str, Tensor], data: EpisodeData) -> tuple[Tensor, Tensor]:
     return scores(task, target, weights, data.validation), scores(task, target, weights, data.report)
 
 
@@ -113,7 +113,7 @@ def logits(task: Classifying, target: Target, weights: Mapping[str, Tensor], bat
     return cast(Tensor, call_user(torch.vmap(one, randomness="different"), "the task's logits", dict(weights)))
 
 
-def rows(batch: Batch, count: int | None, rng: torch.Generator) -> Batch:
+def drawn_rows(batch: Batch, count: int | None, rng: torch.Generator) -> Batch:
     """So many rows drawn from a batch, whose tensors all begin with one axis; the whole batch where it has less."""
     length = row_count(batch)
     if count is None or count >= length:

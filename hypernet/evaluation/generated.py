@@ -41,7 +41,8 @@ def best_of(start: Start, task: Task, k: int) -> Start:
 
     def chosen(episode: Episode, number: int) -> Weights:
         shown = Shown(episode.condition, episode.support)
-        return BestOf(k=k).select(_Draws(start, episode, number * k), shown, score_of(task, episode.target)).weights
+        score, draw = score_of(task, episode.target), _Candidates(start, episode, number * k)
+        return BestOf(k=k).select(draw, shown, score).weights
 
     return chosen
 
@@ -50,7 +51,7 @@ def oracle_of(start: Start, task: Task, k: int) -> Start:
     """Of k draws, the one that does best on what is reported on: the bound of every selector, and no start to have."""
 
     def chosen(episode: Episode, number: int) -> Weights:
-        score, draw = score_of(task, episode.target), _Draws(start, episode, number * k)
+        score, draw = score_of(task, episode.target), _Candidates(start, episode, number * k)
         return max((draw(i) for i in range(k)), key=lambda weights: score(weights, episode.query))
 
     return chosen
@@ -63,14 +64,14 @@ def averaged(start: Start, task: Task, k: int) -> Start:
         if not is_linear_head(episode.target.spec):
             raise InvalidInput("the mean of samples is of linear heads, and the target has hidden layers", "choose one")
         shown, score = Shown(episode.condition, episode.support), score_of(task, episode.target)
-        draw = _Draws(start, episode, number * k)
+        draw = _Candidates(start, episode, number * k)
         return MeanOf(k=k, aligned=False).select(draw, shown, score, episode.target.spec).weights
 
     return chosen
 
 
 @dataclass(frozen=True)
-class _Draws:
+class _Candidates:
     """The draws of a start for one episode, as selectors want them, from number `first` on."""
 
     start: Start

@@ -76,10 +76,10 @@ def _starts(found: Evaluation, rows: Sequence[Row]) -> str:
 def _controls(found: Evaluation) -> list[str]:
     cells = []
     for row in found.generated:
-        right = row.at(row.curve[0][0])
+        right = row.at(0)
         cells.append((row.name, _number(right), ""))
         for control in found.controls(row.name):
-            score = control.at(control.curve[0][0])
+            score = control.at(0)
             cells.append((control.name, _number(score), f"{right - score:+.3f}"))
     if not any(gap for _, _, gap in cells):
         return []

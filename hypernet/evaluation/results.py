@@ -41,11 +41,12 @@ class Budget(Params):
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one arm. `curve` has (step, mean score, standard deviation over all runs).
+    """What came of one arm. `curve` has (step, mean score, standard deviation over all runs), from step 0 on.
 
+    `rate`: the learning rate that its validation rows chose; `best`: the score where these rows would have stopped.
     `steps`: median of the steps to the threshold, None where most runs never came there; `reached`: the share of the
-    runs that did. `seconds`: what the start cost to make; `drawing`: seconds for the weights of one target. `of`: the
-    arm that this is a control of.
+    runs that did. `diversity`: as `starts.diversity`. `seconds`: what the start cost to make; `drawing`: seconds for
+    the weights of one target. `of`: the name of the arm that this is a control of.
     """
 
     name: str
@@ -76,14 +77,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, and what was done. `copying`: of each generator that was held against a zoo, by name."""
+    """All rows, and what was done. `copying`: of each generator that was held against a zoo, by name.
+
+    `zoo` counts its `networks` and `tasks` to train on, networks `held out`, and episodes `judged by`; `left_out` tells
+    why a rival cannot be computed from it.
+    """
 
     rows: tuple[Row, ...]
     budget: Budget
     threshold: float
     copying: dict[str, Copying]
-    zoo: dict[str, int] | None = None  # networks to train on and held out, tasks judged by
-    left_out: dict[str, str] | None = None  # rivals that the zoo has none of, and why
+    zoo: dict[str, int] | None = None
+    left_out: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""

@@ -32,8 +32,9 @@ class Rival:
 
 
 def rivals(zoo: Zoo, task: Task, seed: int = 0) -> tuple[list[Rival], dict[str, str]]:
-    """Every generator that can be computed from the zoo, the best of its networks, and why others are left out.
+    """Every preset of RIVALS that can be computed from the zoo, the best of its networks, and why others are left out.
 
+    Another one is a name in RIVALS, of a preset that needs no steps of training; or a `Rival` of its own, added here.
     `gaussian` is of principal components where the target is more than its head.
     """
     found, left_out = [], {}

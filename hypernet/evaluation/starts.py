@@ -17,7 +17,7 @@ from paramsmith.params import validated
 from paramsmith.parts import bases
 
 Weights: TypeAlias = Mapping[str, Tensor]
-Start: TypeAlias = Callable[[Episode, int], Weights]  # (an episode, a seed) -> weights by slot, no batch axis
+Start: TypeAlias = Callable[[Episode, int], Weights]  # (an episode, number of the draw) -> weights by slot
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Igpg(Cutting):
     codes: int = Field(256, ge=2, le=65_536, description="entries of a codebook")
     context: int = Field(1024, ge=2, le=65_536, description="chunks read at once; longer networks go block by block")
     temperature: float = Field(1.0, ge=0, le=100, description="of sampling; 0 takes the likeliest code")
-    batch: int = Field(32, ge=1, le=65_536, description="networks a step")
+    batch: int | None = Field(None, ge=1, le=65_536, description="networks a step: of tiny 8, else 32")
 
 
 @generators("igpg", Igpg, paper="arXiv:2504.02012")
@@ -32,6 +32,7 @@ def igpg(options: Igpg, site: Site) -> SamplerDesign:
     Soro et al., 2025, "Instruction-Guided Autoregressive Neural Network Parameter Generation", arXiv:2504.02012.
     """
     asked = plain(options, site)
+    tiny = options.size == "tiny"  # for minutes of one CPU thread
     told = {"codes": options.codes, "size": options.size, "context": options.context}
     return SamplerDesign(
         width=asked.width,
@@ -39,7 +40,7 @@ def igpg(options: Igpg, site: Site) -> SamplerDesign:
         encoder=asked.encoder,
         codec=Chosen("rvq", {"chunk": options.chunk, "levels": options.levels, "codes": options.codes}),
         prior=Chosen("autoregressive", {**told, "temperature": options.temperature}),
-        objective=Chosen("stages", {"batch": options.batch}),
+        objective=Chosen("stages", {"batch": options.batch or (8 if tiny else 32)}),
         condition=asked.shapes,
-        course={"steps": 1500, "lr": 1e-3, "warmup": 100, "schedule": "cosine", "clip": 1.0},
+        course={"steps": 1000 if tiny else 1500, "lr": 1e-3, "warmup": 100, "schedule": "cosine", "clip": 1.0},
     )

@@ -62,6 +62,18 @@ def siglip_loss(
     return -functional.logsigmoid(signs * logits).sum() / len(logits)
 
 
+def regression_loss(latents: Tensor, codes: Tensor) -> Tensor:
+    """The mean square of codes less latents, (B, e) each; a scalar. The best code is the mean latent of what it tells.
+
+    InvalidInput for other shapes.
+
+    >>> float(regression_loss(torch.ones(2, 3), torch.zeros(2, 3)))
+    1.0
+    """
+    _check(latents, codes)
+    return (codes.float() - latents).square().mean()
+
+
 def _check(latents: Tensor, codes: Tensor) -> None:
     if latents.dim() != 2 or latents.shape != codes.shape:
         shapes = " and ".join("x".join(map(str, held.shape)) for held in (latents, codes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.evaluation.reconstruction import Reconstruction, check_reconstruction, reconstruction
 from paramsmith.hypernet.latents import Pairs
+from paramsmith.hypernet.moments import Moments
 from paramsmith.hypernet.sampler import Sampler
 from paramsmith.hypernet.targets.target import TargetSpec
 from paramsmith.hypernet.zoos.build import episode_of
@@ -22,7 +24,7 @@ from paramsmith.hypernet.zoos.zoo import Member, Zoo
 from paramsmith.params import Params
 from paramsmith.parts import objectives
 
-from .alignment import siglip_loss, soft_clip_loss
+from .alignment import regression_loss, siglip_loss, soft_clip_loss
 
 _HELD = 1 << 26  # numbers of latents and conditions that are kept in memory, 256 MB each
 _AT_ONCE = 256  # networks encoded at once
@@ -35,7 +37,9 @@ class Stages(Params):
     batch: int = Field(64, ge=1, le=65_536, description="networks a step, all of one architecture")
     codec_steps: int = Field(0, ge=0, description="steps for the codec, before all others")
     align_steps: int = Field(0, ge=0, description="steps in which the condition's codes are brought near to latents")
-    align: Literal["siglip", "clip"] = Field("siglip", description="the loss of these")
+    align: Literal["siglip", "clip", "regression"] = Field(
+        "siglip", description="the loss of these; regression makes codes of standardised latents, whose scale it sets"
+    )
     margin: float = Field(0.02, ge=0, allow_inf_nan=False, description="score that a codec may lose at most")
 
 
@@ -83,6 +87,7 @@ class StagesObjective:
         self._latents: dict[int, Tensor] = {}  # by the number of a group's first network
         self._conditions: dict[int, dict[str, Tensor]] = {}
         self._same: dict[int, Tensor] = {}
+        self._moments: tuple[float, float] | None = None  # of all latents
         self._fitted = False
         self.report: CodecLoss | None = None
         warn_few(run_count(source.of("train")))
@@ -127,6 +132,9 @@ class StagesObjective:
         asked = self.model.asked(self._condition(group, chosen), group.spec).expand(len(latent), -1, -1)
         if turn == "alignment":
             pairs = latent.flatten(1), asked.mean(1)
+            if self.options.align == "regression":
+                mean, std = self._scale()
+                return regression_loss((pairs[0] - mean) / std, pairs[1])
             if self.options.align == "clip":
                 return soft_clip_loss(*pairs)  # whose targets are soft: networks of one task are alike
             tasks = self._tasks(group)[chosen].to(latent.device)
@@ -203,6 +211,15 @@ class StagesObjective:
         if key not in self._latents:
             self._latents[key] = torch.cat([pair.latent for pair in self._of(group, asked=False)])
         return self._latents[key][chosen]
+
+    @torch.no_grad()
+    def _scale(self) -> tuple[float, float]:
+        """Mean and deviation of all latents, of the frozen codec; padding counts as 0."""
+        if self._moments is None:
+            batches = (pair.latent for group in self.groups for pair in self._of(group, asked=False))
+            found = reduce(Moments.with_more, (Moments.of(latent, (0, 1, 2)) for latent in batches))
+            self._moments = float(found.mean), float(found.std) or 1.0
+        return self._moments
 
     def _condition(self, group: Group, chosen: list[int]) -> dict[str, Tensor]:
         """The condition of these networks, (B, ...) each."""

@@ -33,7 +33,9 @@ class Diffusion(Denoising):
 
 @priors("diffusion", Diffusion, paper="arXiv:2006.11239")
 class DiffusionPrior(DenoisingPrior):
-    """Denoising diffusion. With z a standardised latent, e noise from N(0, 1), a_t = (1 - b_1) ... (1 - b_t), t a time,
+    """Denoising diffusion: noise is put into latents step by step, and a network learns to take it away.
+
+    With z a standardised latent, e noise from N(0, 1), a_t = (1 - b_1) ... (1 - b_t), t a time,
 
         x_t = √a_t z + √(1 - a_t) e      loss = mean ‖f(x_t, t, asked) - y‖²,  y = √a_t e - √(1 - a_t) z, e or z
 

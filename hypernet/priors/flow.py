@@ -21,7 +21,9 @@ class Flow(Denoising):
 
 @priors("flow", Flow, paper="arXiv:2210.02747")
 class FlowPrior(DenoisingPrior):
-    """Conditional flow matching. With z a standardised latent, e noise from N(0, 1) and s = sigmoid(n), n of N(0, 1):
+    """Conditional flow matching: a network learns the velocity of the straight lines between noise and latents.
+
+    With z a standardised latent, e noise from N(0, 1) and s = sigmoid(n), n of N(0, 1):
 
         x_s = (1 - s) z + s e            loss = mean ‖v(x_s, s, asked) - (e - z)‖²
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from paramsmith.errors import InvalidInput
 from paramsmith.hypernet.protocols import Batch, Condition, Episode, Target, Task
 from paramsmith.hypernet.training.tasks import scalar
+from paramsmith.userfile import call_user
 
 Weights: TypeAlias = Mapping[str, Tensor]  # tensors (*shape) by slot
 Score: TypeAlias = Callable[[Weights, Batch], float]  # higher is better
@@ -59,11 +60,12 @@ class Data:
 
 
 def score_of(task: Task, target: Target) -> Score:
-    """The score of a task, for weights of a target."""
+    """The score of a task, for weights of a target. Failed where the task's code raises."""
 
     @torch.no_grad()
     def score(weights: Weights, batch: Batch) -> float:
-        return float(scalar(task.score(partial(target.call, weights), batch), "score"))
+        run = partial(target.call, weights)
+        return float(scalar(call_user(task.score, "the task's score", run, batch), "score"))
 
     return score
 

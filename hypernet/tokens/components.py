@@ -3,8 +3,8 @@
     W = sum_i s_i u_i v_i',   row i = (u_i, sqrt(s_i), v_i),   s falling
 
 The entry of largest size in each u_i is above 0, which leaves no choice of sign; equal singular values leave one of
-basis, which their sum does not see. A component of rounding alone, such as those of zeros, is a row of zeros. Kernels
-are matrices of (out, the rest). All in fp64, rounded once.
+basis, which their sum does not see. A component of rounding alone, such as all of a matrix of zeros, is a row of zeros.
+Kernels are matrices of (out, the rest). All in fp64, rounded once.
 
 Knowledge Integration and Diversion in Diffusion Models, arXiv:2408.07337, learns such components: those that tasks
 share, and those of one.
@@ -42,7 +42,7 @@ def as_components(slot: Slot, rank: int | None = None) -> Slot:
 
 
 def of_components(spec: TargetSpec, rank: int | None = None) -> TargetSpec:
-    """The target with its matrices as components; of its own, buffers and graph are left out."""
+    """The target with its matrices as components, without its buffers and its graph."""
     return TargetSpec(tuple(as_components(slot, rank) for slot in spec.slots))
 
 
@@ -68,11 +68,11 @@ def composed(rows: Tensor, slot: Slot) -> Tensor:
 
 
 def energy(tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor], slots: Iterable[Slot]) -> tuple[float, float]:
-    """The sum of squares of the matrices, and what of it their components have."""
+    """The sum of squares of the matrices, and that of the singular values that their components (`rows`) kept."""
     whole = kept = 0.0
     for slot in filter(has_components, slots):
         whole += float(tensors[slot.name].double().square().sum())
-        kept += float(rows[slot.name][..., slot.shape[0]].double().pow(4).sum())
+        kept += float(rows[slot.name][..., slot.shape[0]].double().pow(4).sum())  # they hold sqrt(s)
     return whole, kept
 
 

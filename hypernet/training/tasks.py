@@ -24,6 +24,7 @@ from paramsmith.userfile import call_user, named_function
 from .family import TEST, TRAIN, Family
 
 _MEMBERS = ("episode", "loss")
+_LONGEST, _LONGEST_TASK = 200, 4000  # names, as generators and zoos keep them
 _LOOKED_AT = 6  # draws from which one tells what a task's episodes have in common
 
 Score: TypeAlias = Callable[[Run, Batch], Tensor]
@@ -159,6 +160,7 @@ def check_episode(found: object, where: str) -> None:
         if wrong is not None:
             fact = f"{printable(where)}: the {name} of an episode {wrong}"
             raise InvalidInput(fact, "it is a dict of tensors by name")
+    _check_names(found, printable(where))
     if not hasattr(found.target, "spec") or not callable(getattr(found.target, "call", None)):
         fact = f"{printable(where)}: the target of an episode is {type(found.target).__name__}"
         raise InvalidInput(fact, "make it of a module: paramsmith.hypernet.targets.calling.Target.of(module, inputs)")
@@ -178,6 +180,8 @@ def scalar(found: object, what: str) -> Tensor:
     if not isinstance(found, Tensor) or found.numel() != 1:
         told = f"a tensor of {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise Failed(f"the task's {what} is {told}", "give the mean over the batch, a scalar")
+    if found.is_complex():
+        raise Failed(f"the task's {what} is a complex number", "give a real one: its .abs(), say")
     return found.reshape(())
 
 
@@ -216,6 +220,20 @@ def _in_common(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, 
         fact = f"the condition {printable(name)} has {len(a)} dimensions in one episode and {len(b)} in another"
         raise InvalidInput(fact, "give it the same number every time")
     return tuple(size if size == other else 0 for size, other in zip(a, b, strict=True))
+
+
+def _check_names(found: Episode, where: str) -> None:
+    """InvalidInput for a condition or a task's name that no generator and no zoo could keep."""
+    for name, tensor in found.condition.items():
+        if not 0 < len(name) <= _LONGEST:
+            fact = f"{where}: a condition of an episode has a name of {len(name):,} characters"
+            raise InvalidInput(fact, f"call it something of 1 to {_LONGEST}")
+        if tensor.is_complex():
+            fact = f"{where}: the condition {printable(name)} of an episode is complex"
+            raise InvalidInput(fact, "give real numbers: torch.view_as_real")
+    if not isinstance(found.task, str) or len(found.task) > _LONGEST_TASK:
+        told = f"of {len(found.task):,} characters" if isinstance(found.task, str) else f"{type(found.task).__name__}"
+        raise InvalidInput(f"{where}: the task of an episode is {told}", f"a text of at most {_LONGEST_TASK:,}")
 
 
 def _wrong(part: object) -> Iterator[str]:

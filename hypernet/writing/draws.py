@@ -41,7 +41,10 @@ class Draws:
 
     @torch.no_grad()
     def codes(self, condition: Condition, spec: TargetSpec, seeds: Sequence[int], first: int = 0) -> Tensor:
-        """As `WeightModel.codes`, for samples from number `first` on. ValueError for other seeds than theirs."""
+        """As `WeightModel.codes`, for samples from number `first` on; ValueError for other seeds than theirs.
+
+        A sampler is asked by what this object was made with, of which `condition` is the part for these samples.
+        """
         numbers = range(first, first + len(seeds))
         if list(seeds) != [sample_seed(self.seed, i) for i in numbers]:
             raise ValueError(f"samples {first} and on of seed {self.seed} have other seeds")

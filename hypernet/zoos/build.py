@@ -171,6 +171,7 @@ def _trained(
         name: judged(measure, name, target, weights, queries)
         for name, measure in (("score", task.score), ("loss", task.loss))
     }
+    _check_judged(group, metrics)
     statistics = statistics_of(task, target, weights, [draw.episode.support for draw in group])
     known: dict[object, bytes] = {}
     entries = [
@@ -205,6 +206,14 @@ def _check_finite(group: Sequence[_Draw], weights: Mapping[str, Tensor]) -> None
         draw = group[int((~good).nonzero()[0])]
         fact = f"network {draw.number} left the finite numbers, as did {int((~good).sum()) - 1} others"
         raise Failed(fact, "lower --lr")
+
+
+def _check_judged(group: Sequence[_Draw], metrics: Mapping[str, Sequence[float]]) -> None:
+    for name, values in metrics.items():
+        wrong = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        if wrong is not None:
+            fact = f"the task's {name} of network {group[wrong].number} on its query is {values[wrong]}"
+            raise Failed(fact, "look at what the task computes, and whether the query has rows")
 
 
 def _data_digest(episode: Episode, known: dict[object, bytes]) -> str:

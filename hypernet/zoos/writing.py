@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paramsmith.destination import Destination
 from paramsmith.disk import replace_file, sync_data, sync_folder, write_error
-from paramsmith.errors import InvalidInput
+from paramsmith.errors import InvalidInput, printable
 from paramsmith.hypernet.protocols import Condition
 from paramsmith.hypernet.targets.target import TargetSpec
 
@@ -93,6 +93,12 @@ class ZooWriter:
         """Write them into one file, each name's stacked where all have one shape; and where each is found."""
         stored: dict[str, Tensor] = {}
         where: list[dict[str, object]] = [{} for _ in conditions]
+        first = set(conditions[0]) if conditions else set()
+        other = next((i for i, condition in enumerate(conditions) if set(condition) != first), None)
+        if other is not None:
+            told = [", ".join(sorted(names)) or "nothing" for names in (first, conditions[other])]
+            fact = f"networks of one architecture are asked for by {printable(told[0])}, and by {printable(told[1])}"
+            raise InvalidInput(fact, "ask for the same every time")
         for name in conditions[0] if conditions else ():
             held = [condition[name].detach().cpu() for condition in conditions]
             if len({tensor.shape for tensor in held}) == 1:

@@ -127,3 +127,18 @@ def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run([sys.executable, "-c", START, "--help"], stdout=write, stderr=-1, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (app.BROKEN_PIPE, b"")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"),
+    ],
+)
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    failing(monkeypatch, error)
+    done = invoke("inspect")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: there is not enough memory\nhint: ask for less")

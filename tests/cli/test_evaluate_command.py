@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -260,3 +261,15 @@ def test_beside_a_zoo_with_a_report(heads: Path) -> None:
 def test_refused_beside_a_zoo(heads: Path, words: list[str], told: str) -> None:
     failed(run(heads / "gen", "--tasks", heads / "clusters.py:task", *words), 2, told)
     assert not Path("report.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("pipe", "is no ordinary file"), ("x" * 300, "is no name for a file")],
+)
+def test_what_is_no_file_is_never_replaced(here: Path, tmp_path: Path, name: str, told: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("-o", "--report", "--plot"):
+        done = run("--tasks", "tasks.py:task", option, f"{tmp_path}/{name}", "--force")
+        failed(done, 2, told)
+    assert [path.name for path in tmp_path.iterdir() if path.is_fifo()] == ["pipe"]

@@ -8,13 +8,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paramsmith.cli.app import cli
-from paramsmith.parts import Parts, bases, decoders, encoders, families, generators, objectives, scales
+from paramsmith.parts import Parts, bases, codecs, decoders, encoders, families, generators, objectives, priors, scales
 from tests.hypernet.conftest import stub_parts  # noqa: F401 - a fixture
 
 KINDS = {
     "generators": generators,
     "condition_encoders": encoders,
     "decoders": decoders,
+    "codecs": codecs,
+    "priors": priors,
     "bases": bases,
     "scales": scales,
     "objectives": objectives,

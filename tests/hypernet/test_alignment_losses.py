@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from paramsmith.errors import InvalidInput
-from paramsmith.hypernet.objectives.alignment import siglip_loss, soft_clip_loss
+from paramsmith.hypernet.objectives.alignment import regression_loss, siglip_loss, soft_clip_loss
 
 
 def pairs(batch: int = 5, width: int = 3) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ def test_pairs_of_one_task_belong_together() -> None:
     torch.testing.assert_close(gap, -(logits[0, 1] + logits[1, 0]) / 5)
 
 
-@pytest.mark.parametrize("loss", [soft_clip_loss, siglip_loss])
+@pytest.mark.parametrize("loss", [soft_clip_loss, siglip_loss, regression_loss])
 def test_codes_come_to_their_latents(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     latents, _ = pairs(6, 8)
     codes = torch.zeros(6, 8).normal_(0, 0.1, generator=torch.Generator().manual_seed(2)).requires_grad_()
@@ -82,7 +82,7 @@ def test_soft_targets_are_not_learned() -> None:
     torch.testing.assert_close(codes.grad, free.grad)
 
 
-@pytest.mark.parametrize("loss", [soft_clip_loss, siglip_loss])
+@pytest.mark.parametrize("loss", [soft_clip_loss, siglip_loss, regression_loss])
 def test_other_widths(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     latents, codes = pairs()
     for wrong in (codes[:, :2], codes[:4], codes[:, None]):

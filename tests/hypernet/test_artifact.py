@@ -159,6 +159,7 @@ HOSTILE: dict[str, tuple[Change, str, str]] = {
     "a tensor more": (tensors(lambda held: held.update(x=torch.ones(1))), TENSORS, "x belongs to no part"),
     "another shape": (tensors(lambda held: held.update({ROWS: torch.ones(3)})), TENSORS, f"{ROWS} has the shape [3]"),
     "another type": (tensors(lambda held: held.update({ROWS: held[ROWS].long()})), TENSORS, f"{ROWS} holds I64"),
+    "a wider type": (tensors(lambda held: held.update({ROWS: held[ROWS].double()})), TENSORS, f"{ROWS} holds F64"),
     "cut short": (cut, TENSORS, "the file ends before it"),
     "a pickle under its name": (pickled(TENSORS), TENSORS, "pickle"),
     "a pickle alone": (pickled(f"{PAIR}/{WEIGHTS}.bin", alone=True), f"{WEIGHTS}.bin", "is a pickle"),

@@ -31,8 +31,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "rvq of vectors": {"chunk": 3, "codes": 8, "iterations": 3, "latent": "vectors"},
     "rvq learned": {"chunk": 2, "codes": 16, "learned": True, "width": 16, "vector": 4, "decay": 0.8},
     "image_vae": {"size": "tiny"},
+    "chunk_vae": {"size": "tiny", "batch": 8},
 }
-TRAINED = [name for name in SMALL if name in ("token_vae", "image_vae", "rvq learned")]
+TRAINED = [name for name in SMALL if name in ("token_vae", "image_vae", "chunk_vae", "rvq learned")]
 ANY_CLASSES = [name for name in SMALL if name not in ("pca", "image_vae")]
 each = pytest.mark.parametrize("name", SMALL)
 
@@ -101,7 +102,7 @@ def test_what_stands_in_padding_changes_nothing(name: str) -> None:
         there = codec.places(layout).mask
         restored = codec.decode(latent, layout)
         assert (restored[:, ~layout.places.mask] == 0).all()
-        if name.startswith(("token_vae", "rvq")):
+        if name.startswith(("token_vae", "chunk_vae", "rvq")):
             other = torch.where(there, latent, 1.0)
             torch.testing.assert_close(codec.decode(other, layout), restored)
     if name in TRAINED:
@@ -214,6 +215,7 @@ def test_a_site_without_tokens_is_refused(name: str) -> None:
         ("rvq", {"iterations": 10**9}),
         ("rvq learned", {"width": 10**6}),
         ("image_vae", {"size": "vast"}),
+        ("chunk_vae", {"batch": 0}),
     ],
 )
 def test_hostile_options_are_refused_before_anything_is_made(
@@ -239,7 +241,7 @@ def test_targets_that_are_too_large_for_a_codec_of_whole_networks_are_refused(mo
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_parameter_has_a_gradient_and_training_helps(name: str) -> None:
     layout = rows(padding=1)
-    image = name == "image_vae"
+    image = name in ("image_vae", "chunk_vae")
     tokens = networks(layout, 8 if image else 32)
     codec = made(name, site(layout))
     torch.manual_seed(0)

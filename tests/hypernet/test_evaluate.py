@@ -18,12 +18,12 @@ from paramsmith.hypernet.evaluation.controls import wrong_condition
 from paramsmith.hypernet.evaluation.evaluate import Arm, evaluate
 from paramsmith.hypernet.evaluation.figure import check_format, figure
 from paramsmith.hypernet.evaluation.finetune import (
-    Data,
+    EpisodeData,
     Schedule,
+    drawn_rows,
     finetune,
     finetune_together,
     row_count,
-    rows,
     scores,
     split,
 )
@@ -187,7 +187,7 @@ def test_runs_side_by_side_are_what_torch_does_one_by_one() -> None:
     task = Regression()
     episode = task.episode(torch.Generator().manual_seed(0))
     start = fresh()(episode, 0)
-    data = Data(episode.support, episode.query, episode.query)
+    data = EpisodeData(episode.support, episode.query, episode.query)
     rates = [0.003, 0.03]
     stacked = {name: w.expand(2, *w.shape) for name, w in start.items()}
     found = finetune(task, episode.target, stacked, torch.tensor(rates), data, Schedule((0, 7), None))
@@ -207,7 +207,7 @@ def test_runs_side_by_side_are_what_torch_does_one_by_one() -> None:
 def test_episodes_of_one_target_are_trained_on_side_by_side_as_apart() -> None:
     task, target = Regression(), made(8)
     episodes = [task.episode(torch.Generator().manual_seed(seed)) for seed in range(3)]
-    data = [Data(*split(episode.support, 0.2, 0), episode.query) for episode in episodes]
+    data = [EpisodeData(*split(episode.support, 0.2, 0), episode.query) for episode in episodes]
     rates = torch.tensor([0.01, 0.1])
     starts = [{name: w.expand(2, *w.shape) for name, w in fresh()(e, i).items()} for i, e in enumerate(episodes)]
     schedules = [Schedule((0, 5), 16, seed) for seed in range(3)]
@@ -225,7 +225,7 @@ def test_a_run_that_diverges_leaves_the_others_alone() -> None:
     task = Regression()
     episode = task.episode(torch.Generator().manual_seed(0))
     start = {name: w.expand(2, *w.shape) for name, w in fresh()(episode, 0).items()}
-    data = Data(episode.support, episode.query, episode.query)
+    data = EpisodeData(episode.support, episode.query, episode.query)
     both, alone = (
         finetune(task, episode.target, start, torch.tensor([0.01, rate]), data, Schedule((0, 3)))
         for rate in (1e38, 0.01)
@@ -236,10 +236,10 @@ def test_a_run_that_diverges_leaves_the_others_alone() -> None:
 
 def test_rows_are_drawn_without_repetition() -> None:
     batch = {"x": torch.arange(10), "y": torch.arange(10) * 2}
-    drawn = rows(batch, 6, torch.Generator().manual_seed(0))
+    drawn = drawn_rows(batch, 6, torch.Generator().manual_seed(0))
     assert len(set(drawn["x"].tolist())) == 6
     assert torch.equal(drawn["y"], drawn["x"] * 2)
-    assert rows(batch, 11, torch.Generator()) is batch
+    assert drawn_rows(batch, 11, torch.Generator()) is batch
     kept, apart = split(batch, 0.2, 1)
     assert sorted([*kept["x"].tolist(), *apart["x"].tolist()]) == list(range(10))
     assert len(apart["x"]) == 2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramsmith.errors import GenerateWarning, InvalidInput
+from paramsmith.errors import Failed, GenerateWarning, InvalidInput
 from paramsmith.hypernet.evaluation.controls import controls_of, rotated_condition, wrong_condition
 from paramsmith.hypernet.evaluation.copying import check_unlearned, copying
 from paramsmith.hypernet.evaluation.evaluate import Arm, evaluate
@@ -275,3 +275,62 @@ def test_another_condition_has_the_same_shapes_and_other_values() -> None:
 def test_one_network_is_nothing_to_compare_with(zoo: Zoo) -> None:
     alone = Zoo(zoo.folder, zoo.of("train")[:1])
     assert copying(alone, [(episode(), [zoo.load(zoo.of("train")[1])])]) is None
+
+
+class Fewer(Clusters):
+    """Logits that are not one a class and example."""
+
+    def logits(self, run: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        return super().logits(run, batch)[:3]
+
+
+def drawn_twice(episode: Episode) -> list[tuple[Episode, list[Mapping[str, Tensor]]]]:
+    return [(episode, [fresh()(episode, seed) for seed in range(2)])]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda query: {"x": query["x"]},
+        lambda query: {**query, "y": query["y"].float()},
+        lambda query: {name: tensor[:0] for name, tensor in query.items()},
+    ],
+)
+def test_mistakes_where_answers_are_not_right_or_wrong(zoo: Zoo, change: Any) -> None:
+    episode = Clusters().episode(torch.Generator().manual_seed(0), "test")
+    whole = copying(zoo, drawn_twice(episode), None, Clusters())
+    found = copying(zoo, drawn_twice(replace(episode, query=change(episode.query))), None, Clusters())
+    assert whole is not None
+    assert found is not None
+    assert (found.overlap, found.gain) == (None, None)
+    assert whole.overlap is not None
+    assert found.novelty == whole.novelty
+
+
+def test_logits_that_are_not_those_of_the_labels(zoo: Zoo) -> None:
+    episode = Clusters().episode(torch.Generator().manual_seed(0), "test")
+    with pytest.raises(Failed, match=r"the task's logits are \[3, 3\] for labels \[60\]"):
+        copying(zoo, drawn_twice(episode), None, Fewer())
+
+
+class Empty(Clusters):
+    """A query of no rows."""
+
+    def episode(self, rng: torch.Generator, split: str = "train") -> Episode:
+        found = super().episode(rng, split)
+        return replace(found, query={name: tensor[:0] for name, tensor in found.query.items()})
+
+
+def test_a_query_of_no_rows() -> None:
+    with pytest.raises(InvalidInput, match="the query of a test episode has no rows"):
+        evaluate(Empty(), [], BUDGET)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    spec = Target.of(nn.Linear(FEATURES, CLASSES + 1, bias=False), torch.zeros(2, FEATURES)).spec
+    arms = [
+        Arm("one", fresh()),
+        Arm("two", Generated(Generator.build("mip", spec=spec, condition={"vector": (2,)}).model)),
+    ]
+    with pytest.raises(InvalidInput, match=r"^two: "):
+        evaluate(Clusters(), arms, BUDGET)

@@ -299,10 +299,14 @@ SITES = [
 ]
 
 
-@pytest.mark.parametrize("name", generators.all())
-def test_every_preset_can_be_saved_loaded_and_written(name: str, tmp_path: Path) -> None:
+PRESETS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in generators.all()}
+PRESETS["d2nwg by layers"] = ("d2nwg", {"chunk": 16})
+
+
+@pytest.mark.parametrize("case", PRESETS)
+def test_every_preset_can_be_saved_loaded_and_written(case: str, tmp_path: Path) -> None:
     """Whatever its parts are: the check of its files finds them right, and the bytes are as before."""
-    generator, spec = any_of(name)
+    generator, spec = any_of(*PRESETS[case])
     shapes = {name: [size or 3 for size in shape] for name, shape in generator.shapes.items()}  # 0 is any number
     if generator.kind is SAMPLER and not dict(generator.design().course)["steps"]:  # it is computed from a zoo
         with pytest.warns(GenerateWarning, match="expect copies"):
@@ -334,7 +338,7 @@ def zoo_of(spec: TargetSpec, shapes: Mapping[str, Sequence[int]], folder: Path) 
         return Zoo.open(writer.publish())
 
 
-def any_of(name: str) -> tuple[Generator, TargetSpec]:
+def any_of(name: str, options: Mapping[str, object]) -> tuple[Generator, TargetSpec]:
     """A generator of a preset, for whatever target and condition it can be for."""
     whole = Target.of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.zeros(2, 6)).spec
     head = Target.of(nn.Linear(6, 3), torch.zeros(2, 6), classes=3).spec
@@ -344,7 +348,7 @@ def any_of(name: str) -> tuple[Generator, TargetSpec]:
     for spec in (whole, head, row):
         for condition in SITES:
             try:
-                return Generator.build(name, spec=spec, condition=condition, **few), spec
+                return Generator.build(name, spec=spec, condition=condition, **few, **options), spec
             except InvalidInput as problem:
                 wrong.append(problem.fact)
     raise AssertionError(f"{name} can be built for none of the sites of this test: {wrong}")

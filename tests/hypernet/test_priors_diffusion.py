@@ -47,11 +47,17 @@ def test_d2nwg_of_paper_size_is_as_published() -> None:
     assert (made.tokens["layout"], made.tokens["normaliser"]) == ("flat", "none")
     assert made.encoder.options == {"shots": 5}
     assert (made.width, made.objective.options["batch"], made.course["lr"]) == (1024, 64, 1e-4)
+    assert (made.objective.options["align"], made.course["ema"]) == ("clip", 0.995)
+    assert (d2nwg_of("small").prior.options["prediction"], d2nwg_of("small").objective.options["align"]) == (
+        "epsilon",
+        "clip",
+    )
 
 
 def test_d2nwg_that_is_tiny_and_what_is_said_of_it() -> None:
     made = d2nwg_of("tiny")
-    assert (made.width, made.objective.options["batch"], made.prior.options["steps"]) == (256, 16, 100)
+    assert (made.width, made.objective.options["batch"], made.prior.options["steps"]) == (256, 32, 100)
+    assert (made.objective.options["align"], made.prior.options["prediction"]) == ("regression", "v_prediction")
     told = d2nwg_of("tiny", steps=1024, batch=8, scale=True)
     assert (told.objective.options["batch"], told.prior.options["steps"]) == (8, 1024)
     assert (made.tokens["normaliser"], told.tokens["normaliser"]) == ("center", "pow2")

@@ -19,7 +19,7 @@ from paramsmith.hypernet.selection.selectors import BestOf, Bootstrap, GreedyLay
 from paramsmith.hypernet.selection.spectrum import layers_of, ranked, signal_to_noise, top
 from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.targets.target import Slot, TargetSpec
-from paramsmith.hypernet.training.tasks import Classification
+from paramsmith.hypernet.training.tasks import Classification, FunctionTask
 from tests.hypernet.stubparts import small_spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -210,3 +210,14 @@ class TestSpectrum:
         assert layers_of(spec, top(ranking)) == (("layer.0.weight", "layer.0.bias"),)
         with pytest.raises(InvalidInput):
             top(ranking, 0)
+
+
+@pytest.mark.parametrize("problem", [KeyError("y"), SystemExit(7), RecursionError("deep")])
+def test_a_score_that_raises_is_told_of(problem: BaseException) -> None:
+    def judge(run: Any, batch: Any) -> Tensor:
+        raise problem
+
+    target = Target.of(torch.nn.Linear(4, 3), torch.zeros(1, 4))
+    score = score_of(FunctionTask(lambda rng, split: Episode(target, {}, {}), judge, judge), target)
+    with pytest.raises(Failed, match=f"the task's score raised {type(problem).__name__}"):
+        score({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, {"x": torch.zeros(1, 4)})

@@ -166,6 +166,23 @@ def test_networks_of_one_task_are_no_negatives_of_each_other(zoo: Zoo, monkeypat
     assert 9 < int(seen[0].sum()) < 81
 
 
+def test_codes_are_regressed_on_standardised_latents(zoo: Zoo) -> None:
+    """So that their scale is that of what the prior works on, whatever the codec's is."""
+    numbers = 2 * (WIDTH + 1)
+    two = Zoo(zoo.folder, [member for member in zoo.members if len(member.condition["classes"]) == 2])
+    wide = replace(design(), width=numbers, encoder=Chosen("set_transformer", {"hidden": 8}), condition=None)
+    model = Sampler.of(wide, two.site)
+    objective = StagesObjective(Stages(align_steps=80, align="regression", batch=len(two)), model, two)
+    latents = model.encoded(two.batch(two.members), two.members[0].spec).flatten(1)
+    shown = {"classes": torch.stack([member.condition["classes"] for member in two.members])}
+    codes = model.asked(shown, two.members[0].spec)[:, 0]
+    wanted = (latents - latents.mean()) / latents.std(correction=0)
+    expected = (codes - wanted).square().mean().item()
+    assert objective.loss(0, torch.Generator()).item() == pytest.approx(expected, rel=1e-4)
+    losses = fit(model, objective, Course(steps=80, lr=5e-3)).losses
+    assert losses[-1] < 0.7 * losses[0]
+
+
 def test_a_codec_is_its_average_once_its_stage_is_over(zoo: Zoo) -> None:
     """What the prior learned latents of is what is saved, to the bit."""
     model = Sampler.of(design("token_vae", latent=3, layers=1, width=8, heads=2), zoo.site)
@@ -241,3 +258,9 @@ def test_the_same_numbers_after_an_interruption(
 def test_what_does_not_fit(zoo: Zoo, made: object, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         made(zoo)  # type: ignore[operator]
+
+
+def test_no_steps_for_what_is_computed(zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.warns(GenerateWarning), pytest.raises(InvalidInput, match="nothing is trained in 5 steps"):
+        train("ridge", zoo, tmp_path / "gen", course={"steps": 5})
+    assert not any(tmp_path.iterdir())

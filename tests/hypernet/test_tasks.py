@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,14 @@ from paramsmith.hypernet.protocols import Condition, Episode
 from paramsmith.hypernet.targets.calling import Target
 from paramsmith.hypernet.training.family import family
 from paramsmith.hypernet.training.learning import source_digest
-from paramsmith.hypernet.training.tasks import Classification, FunctionTask, load_task, site_of
+from paramsmith.hypernet.training.tasks import (
+    Classification,
+    FunctionTask,
+    check_episode,
+    load_task,
+    scalar,
+    site_of,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -267,3 +276,25 @@ def test_tasks_that_raise(file: Path) -> None:
 def test_a_task_that_is_only_trained_on_needs_no_score(file: Path) -> None:
     with pytest.raises(InvalidInput, match="an episode of the task is NoneType"):
         load_task(f"{file}:Blind", judged=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"task": 3.5}, "the task of an episode is float"),
+        ({"task": "x" * 5000}, "the task of an episode is of 5,000 characters"),
+        ({"condition": {"": torch.ones(2)}}, "a name of 0 characters"),
+        ({"condition": {"v" * 300: torch.ones(2)}}, "a name of 300 characters"),
+        ({"condition": {"v": torch.ones(2, dtype=torch.complex64)}}, "the condition v of an episode is complex"),
+    ],
+)
+def test_episodes_that_could_not_be_kept(more: dict[str, Any], told: str) -> None:
+    known = examples().episode(rng())
+    with pytest.raises(InvalidInput, match=told):
+        check_episode(replace(known, **more), "t.py:t")
+    check_episode(known, "t.py:t")
+
+
+def test_a_complex_loss() -> None:
+    with pytest.raises(Failed, match="the task's loss is a complex number"):
+        scalar(torch.tensor(1j), "loss")

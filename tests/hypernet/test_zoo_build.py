@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,23 @@ def test_an_episode_that_is_not_known(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors")
     with pytest.raises(InvalidInput, match=r"a\.safetensors: its episode is not known"):
         episode_of(TASK, Zoo.open(tmp_path).members[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    task = FunctionTask(blobs, loss, lambda run, batch: score(run, batch) + value)
+    with pytest.raises(Failed, match=f"the task's score of network 0 on its query is {value}"):
+        build(task, 2, tmp_path / "zoo", steps=1)
+    assert not any(tmp_path.iterdir())
+
+
+def test_networks_that_are_asked_for_by_different_things(tmp_path: Path) -> None:
+    names = iter("ab" * 9)
+
+    def draw(rng: torch.Generator, split: str) -> Episode:
+        found = blobs(rng, split, classes=2)
+        return replace(found, condition={next(names): found.condition["centres"]})
+
+    with pytest.raises(InvalidInput, match="asked for by a, and by b"):
+        build(FunctionTask(draw, loss, score), 4, tmp_path / "zoo", steps=1)
+    assert not any(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from paramsmith import staging
+from paramsmith.disk import replace_file
 from paramsmith.dtypes import DTYPES
 from paramsmith.errors import Failed, Refused
 from paramsmith.header import TensorSpec
@@ -154,3 +155,15 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
     for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]:
         wanted = 0o777 if path.is_dir() else 0o666
         assert stat.S_IMODE(path.stat().st_mode) == wanted & ~umask, path
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(Failed, match="pipe: is no file that could be replaced"):
+        replace_file(pipe, b"{}")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+    os.symlink("nowhere", tmp_path / "link")
+    replace_file(tmp_path / "link", b"{}")
+    assert (tmp_path / "link").read_bytes() == b"{}"
