@@ -43,6 +43,7 @@ from paramsmith.hypernet.zoos.build import build
 from paramsmith.hypernet.zoos.zoo import Zoo
 
 CLASSES, KNOWN, SHOTS = 5, 20, 5  # of a task; images of a class: to choose from, shown
+PDIFF: dict[str, object] = {"steps": 100}  # of sampling; the paper's are 1000
 PARTS = ("order", "memory", "published")
 
 
@@ -131,10 +132,10 @@ def arms_of(name: str, made: Generator, task: Perceptrons, best: int) -> Iterato
         yield Arm(f"{name}, {kind}", other, None, of=name)
 
 
-def trained(preset: str, zoo: Zoo, steps: int | None, site: Site | None = None, **options: object) -> Generator:
-    """A generator of a preset, trained on a zoo."""
+def trained(preset: str, zoo: Zoo, long: int | None, site: Site | None = None, **options: object) -> Generator:
+    """A generator of a preset, trained on a zoo for so many steps, or its own number."""
     made = Generator.build(preset, site or zoo.site, **options)  # type: ignore[arg-type]  # options are the preset's
-    report = made.fit(zoo, {} if steps is None else {"steps": steps})
+    report = made.fit(zoo, {} if long is None else {"steps": long})
     print(f"{preset}: {report.seconds:.0f} s")
     return made
 
@@ -184,7 +185,7 @@ def memory(folder: Path, sizes: Mapping[str, int]) -> None:
     for n in (20, 100, sizes["n"]):
         zoo = Zoo(whole.folder, [*train[:n], *rest])
         site = Site(0, zoo.site.spec, {})
-        for preset, options in (("flow", {"codec": "pca"}), ("gaussian", {"codec": "pca"}), ("pdiff", {})):
+        for preset, options in (("flow", {"codec": "pca"}), ("gaussian", {"codec": "pca"}), ("pdiff", PDIFF)):
             steps = None if preset == "gaussian" else sizes["steps"]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", GenerateWarning)  # of few networks it warns of what is to be shown
@@ -205,8 +206,13 @@ def published(folder: Path, budget: Budget, sizes: Mapping[str, int], pages: Pat
     zoo = zoo_of(folder / "published", task, sizes["n"], "shared", 400)
     quick = sizes["n"] < 600
     arms: list[Arm] = []
-    for preset in ("d2nwg", "igpg", "pdiff", "flow"):
-        options: dict[str, object] = {"codec": "pca", "rank": min(128, sizes["n"] // 4)} if preset == "flow" else {}
+    presets: dict[str, dict[str, object]] = {
+        "d2nwg": {},
+        "igpg": {},
+        "pdiff": PDIFF,
+        "flow": {"codec": "pca", "rank": min(128, sizes["n"] // 4)},
+    }
+    for preset, options in presets.items():
         if quick and preset == "d2nwg":
             continue
         made = trained(preset, zoo, sizes["steps"] if quick or preset == "flow" else None, **options)
