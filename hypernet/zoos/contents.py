@@ -15,13 +15,15 @@ DIGITS, _KEPT = 16, 4096  # of a hash that is kept, and hashes
 
 
 def digests(zoo: Zoo, members: Sequence[Member] | None = None) -> dict[str, str | None]:
-    """The hash of each network, by label, from its values; None for one that is not finite."""
+    """The hash of each network, by label, from its values; None for one that is not finite.
+
+    Those that were found before are not read again.
+    """
     chosen = zoo.members if members is None else members
-    found: dict[str, str | None] = dict.fromkeys(member.label for member in chosen)
-    for group in architectures(chosen):
+    for group in architectures([member for member in chosen if member.label not in zoo.hashes]):
         for start in range(0, len(group), _TOGETHER):
-            found.update(_digests(zoo, group[start : start + _TOGETHER]))
-    return found
+            zoo.hashes.update(_digests(zoo, group[start : start + _TOGETHER]))
+    return {member.label: zoo.hashes[member.label] for member in chosen}
 
 
 def learned_from(source: object) -> str | None:

@@ -57,6 +57,7 @@ class Zoo:
         self.folder = folder
         self.members = tuple(members)
         self.reader = Reader(memory)
+        self.hashes: dict[str, str | None] = {}  # of its networks, by label, as `contents.digests` finds them
         self._sound: set[str] = set()  # networks of the Hub that are what the index says
 
     @classmethod
